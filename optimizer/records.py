@@ -1,0 +1,183 @@
+"""The nouns of a compile: frozen records, no behaviour beyond reading themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA = "lathe.record/1"
+
+
+class Outcome(enum.StrEnum):
+    """What a compile came to."""
+
+    OPTIMIZED = "optimized"
+    LOSSLESS = "lossless"
+    UNCHANGED = "unchanged"
+    NONE = "none"
+
+
+class Confidence(enum.StrEnum):
+    """How sure the quality claim is."""
+
+    PROVEN = "proven"
+    UNDECIDED = "undecided"
+    UNPROVEN = "unproven"
+
+
+class Judgement(enum.StrEnum):
+    """The word of a verdict."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    UNDECIDED = "undecided"
+    FAULTED = "faulted"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % two-sided interval (``low <= value <= high``)."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A metric on a split. ``samples`` is how many it was measured on."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    higher_is_better: bool
+    samples: int
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds per run: the median and its interval; tails only from enough runs. ``clock`` is cpu or wall."""
+
+    p50: float
+    low: float
+    high: float
+    clock: str
+    runs: int
+    p90: float | None = None
+    p99: float | None = None
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a model weighs: bytes on disk, peak resident bytes of a process that runs it, milliseconds to load."""
+
+    size_bytes: int
+    memory_bytes: int | None = None
+    load_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model, measured. Whatever was not measured is ``None``."""
+
+    quality: Quality | None
+    latency_ms: Latency | None
+    size_bytes: int
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A judgement with its reason; ``need`` says what would decide an undecided one."""
+
+    judgement: Judgement
+    reason: str
+    need: str = ""
+
+
+@dataclass(frozen=True)
+class PassNote:
+    """What one pass did inside a recipe. ``exactness`` is the promise it was verified against."""
+
+    name: str
+    exactness: str
+    changes: int
+    seconds: float
+    skips: tuple[str, ...] = ()
+    fault: str = ""
+    worst_difference: float | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One whole recipe that was tried, what was measured of it, and the verdict."""
+
+    recipe: str
+    label: str
+    verdict: Verdict
+    model: str = ""
+    quality: Quality | None = None
+    drop: Interval | None = None
+    speedup: Interval | None = None
+    latency_ms: Latency | None = None
+    size_bytes: int | None = None
+    memory_bytes: int | None = None
+    passes: tuple[PassNote, ...] = ()
+
+
+@dataclass(frozen=True)
+class Record:
+    """The single truth of a compile, which every report renders."""
+
+    outcome: Outcome
+    source: str
+    artifact: str | None
+    recipe: str
+    baseline: Measured | None
+    final: Measured | None
+    speedup: Interval | None
+    quality_drop: Interval | None
+    confidence: Confidence
+    budget: tuple[str, ...]
+    target: str
+    provider: str
+    steps: tuple[Step, ...] = ()
+    warnings: tuple[str, ...] = ()
+    confirm: Verdict | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    error: Mapping[str, str] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that ``--json`` prints."""
+        plain = to_plain(self)
+        steps = [
+            {
+                **step,
+                "verdict": step["verdict"]["judgement"],
+                "reason": step["verdict"]["reason"],
+                "need": step["verdict"]["need"],
+            }
+            for step in plain.pop("steps")
+        ]
+        return {"schema": SCHEMA, **plain, "steps": steps}
+
+
+def to_plain(thing: Any) -> Any:
+    """Records as dicts, lists, numbers and text, ready for JSON. NaN and infinities become ``None``."""
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        return {f.name: to_plain(getattr(thing, f.name)) for f in dataclasses.fields(thing)}
+    if isinstance(thing, enum.Enum):
+        return thing.value
+    if isinstance(thing, Mapping):
+        return {str(k): to_plain(v) for k, v in thing.items()}
+    if isinstance(thing, (list, tuple)):
+        return [to_plain(v) for v in thing]
+    if isinstance(thing, float) and (thing != thing or thing in (float("inf"), float("-inf"))):
+        return None
+    return thing

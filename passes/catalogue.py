@@ -1,0 +1,79 @@
+"""The catalogue: every pass by name, the presets, and the door for passes from elsewhere."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from functools import cache
+
+from passes.kit.contract import Pass
+from passes.kit.options import OptionError, check, closest
+from passes.kit.recipe import Recipe, RecipeError
+
+ENTRY_POINTS = "lathe.passes"
+
+_BUILT_IN: dict[str, str] = {
+    "simplify": "passes.clean.simplify:Simplify",
+    "fold-constants": "passes.clean.fold_constants:FoldConstants",
+    "tidy": "passes.clean.tidy:Tidy",
+    "fold-batchnorm": "passes.fuse.fold_batchnorm:FoldBatchnorm",
+    "fuse-activation": "passes.fuse.fuse_activation:FuseActivation",
+    "fuse-gelu": "passes.fuse.fuse_gelu:FuseGelu",
+    "fuse-layernorm": "passes.fuse.fuse_layernorm:FuseLayernorm",
+    "pool-reduce-mean": "passes.fuse.pool_reduce_mean:PoolReduceMean",
+    "quantize-dynamic": "passes.quantize.quantize_dynamic:QuantizeDynamic",
+    "quantize-static": "passes.quantize.quantize_static:QuantizeStatic",
+}
+
+LOSSLESS = Recipe.parse(
+    "tidy, fold-constants, simplify, fold-batchnorm, fuse-activation, fuse-gelu, fuse-layernorm, pool-reduce-mean, tidy"
+)
+"""What ``-O1`` runs and every higher level starts with: clean first, quantize after."""
+
+
+def names() -> tuple[str, ...]:
+    """All known pass names: built in first, then those that installed packages offer."""
+    return (*_BUILT_IN, *sorted(_entry_points()))
+
+
+def find(name: str) -> type[Pass]:
+    """The pass class of that name. Raises :class:`RecipeError` with the closest match."""
+    where = _BUILT_IN.get(name)
+    if where is not None:
+        return load(where)
+    entry = _entry_points().get(name)
+    if entry is None:
+        raise RecipeError(f"no pass '{name}'{closest(name, names())}; `lathe passes` lists them")
+    return _checked(entry.load(), entry.value)
+
+
+def load(where: str) -> type[Pass]:
+    """The pass class at ``module:Class``. Raises :class:`RecipeError` when there is none."""
+    module, _, attribute = where.partition(":")
+    try:
+        return _checked(getattr(importlib.import_module(module), attribute), where)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"cannot load the pass '{where}': {error}") from error
+
+
+def build(recipe: Recipe, extra: dict[str, type[Pass]] | None = None) -> tuple[Pass, ...]:
+    """The passes of a recipe, options checked. ``extra`` adds classes by name. Raises :class:`RecipeError`."""
+    built = []
+    for step in recipe.steps:
+        cls = (extra or {}).get(step.name) or find(step.name)
+        try:
+            built.append(cls(**check(cls, dict(step.options))))
+        except OptionError as error:
+            raise RecipeError(f"{step.name}: {error}") from error
+    return tuple(built)
+
+
+@cache
+def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
+    return {e.name: e for e in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+
+
+def _checked(found: object, where: str) -> type[Pass]:
+    if not (isinstance(found, type) and issubclass(found, Pass)):
+        raise RecipeError(f"'{where}' is not a subclass of passes.kit.contract.Pass")
+    return found

@@ -1,0 +1,318 @@
+"""The model that a pass receives and hands back: a thin handle on one :class:`onnx_ir.Model`."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+SMALL_TENSOR_BYTES = 1024
+"""Tensors up to this size stay inside the graph file: shape inference must be able to read them there."""
+
+LARGEST_PROTO_BYTES = 2**31 - 2**20
+"""One protobuf message cannot pass 2 GiB; a margin is left for the graph itself."""
+
+_DIGEST = "lathe.digest"
+
+Place = Callable[[ir.TensorProtocol, str], ir.ExternalTensor]
+
+
+class ModelTooLarge(ValueError):
+    """The model does not fit into one protobuf message (2 GiB)."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output: its name, its type as text (``FLOAT``, ``Sequence(FLOAT)``, ``map``) and its dimensions."""
+
+    name: str
+    type: str
+    dims: tuple[int | str | None, ...] | None
+
+    def __str__(self) -> str:
+        dims = "" if self.dims is None else "[" + ", ".join("?" if d is None else str(d) for d in self.dims) + "]"
+        return f"{self.name}: {self.type}{dims}"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a caller sees of a model. Initializers that an old file also lists as inputs are not part of it."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+class SharedTensor(ir.LazyTensor):
+    """A tensor that belongs to several models: the data is shared and read-only, the name is its holder's own.
+
+    ``onnx_ir`` renames a tensor together with the value that holds it; without this view, renaming an
+    initializer in a fork would rename it in the original.
+    """
+
+    __slots__ = ("base",)
+
+    def __init__(self, base: ir.TensorProtocol, name: str | None) -> None:
+        super().__init__(lambda: base, base.dtype, ir.Shape(base.shape), name=name)
+        self.base: Any = base
+
+
+class Model:
+    """A handle on one ``onnx_ir`` model.
+
+    A pass works on a :meth:`fork`. Once a model has been handed on it is not changed any more, so its digest is
+    computed once. Weights stay memory-mapped until someone reads them.
+    """
+
+    __slots__ = ("_digest", "ir", "map_types")
+
+    def __init__(self, ir_model: ir.Model, map_types: Mapping[str, bytes] | None = None) -> None:
+        self.ir = ir_model
+        # onnx_ir has no map type (ONNX-ML's ZipMap); such types ride along as bytes, by value name.
+        self.map_types: dict[str, bytes] = dict(map_types or {})
+        self._digest: str | None = None
+
+    # -- to and from protobuf ------------------------------------------------------------------------------------
+    @classmethod
+    def from_proto(cls, proto: onnx.ModelProto, base_dir: str = "") -> Model:
+        """Wrap a protobuf model. ``base_dir`` is the folder that its external data lies in.
+
+        The protobuf belongs to the model afterwards. Raises ``ValueError`` when it has no graph.
+        """
+        if not proto.HasField("graph"):
+            raise ValueError("the file holds no graph")
+        map_types = _take_map_types(proto.graph)
+        _densify(proto.graph)
+        model = ir.from_proto(proto)
+        if base_dir:
+            ir.external_data.set_base_dir(model.graph, base_dir)
+        return cls(model, map_types)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Model:
+        """Parse a serialized model without external data."""
+        proto = onnx.ModelProto()
+        proto.ParseFromString(data)
+        return cls.from_proto(proto)
+
+    def to_proto(self, place: Place | None = None) -> onnx.ModelProto:
+        """The protobuf form. ``place`` may move a large tensor (given with its digest) out of the graph file.
+
+        Raises :class:`ModelTooLarge` when the weights would have to stand inside a message of more than 2 GiB.
+        """
+        if place is None and self.weight_bytes() > LARGEST_PROTO_BYTES:
+            raise ModelTooLarge(f"{self.weight_bytes():,} bytes of weights do not fit into one protobuf message")
+        written = Model(_with_tensors(self.ir, place), self.map_types)
+        proto = ir.to_proto(written.ir)
+        _put_map_types(proto.graph, self.map_types)
+        return proto
+
+    def to_bytes(self) -> bytes:
+        """Deterministic serialized form with all weights inside."""
+        return self.to_proto().SerializeToString(deterministic=True)
+
+    # -- identity ------------------------------------------------------------------------------------------------
+    def fork(self) -> Model:
+        """A copy whose every part can be changed freely; only the read-only tensor data is shared."""
+        return Model(_with_tensors(self.ir, None), self.map_types)
+
+    def digest(self) -> str:
+        """SHA-256 over the graph with every large tensor replaced by its own digest (a Merkle tree)."""
+        if self._digest is None:
+            skeleton = self.to_proto(lambda tensor, digest: _external(tensor, f"sha256/{digest}"))
+            self._digest = hashlib.sha256(skeleton.SerializeToString(deterministic=True)).hexdigest()
+        return self._digest
+
+    @property
+    def signature(self) -> Signature:
+        """Required inputs and all outputs."""
+        graph = self.ir.graph
+        inputs = tuple(self._port(v) for v in graph.inputs if v.name not in graph.initializers)
+        return Signature(inputs, tuple(self._port(v) for v in graph.outputs))
+
+    def _port(self, value: ir.Value) -> Port:
+        name = value.name or ""
+        if name in self.map_types:
+            return Port(name, "map", None)
+        dims: tuple[int | str | None, ...] | None = None
+        if value.shape is not None:
+            dims = tuple(d if isinstance(d, int) else d.value for d in value.shape)
+        return Port(name, str(value.type) if value.type is not None else "unknown", dims)
+
+    # -- looking around ------------------------------------------------------------------------------------------
+    @property
+    def graph(self) -> ir.Graph:
+        return self.ir.graph
+
+    @property
+    def opset(self) -> int:
+        """Version of the default ONNX domain (0 when the model does not import it)."""
+        return self.ir.opset_imports.get("", 0)
+
+    def graphs(self) -> Iterator[ir.Graph]:
+        """The main graph and every graph nested in it (bodies of If, Loop, Scan), outermost first."""
+        yield self.ir.graph
+        yield from self.ir.graph.subgraphs()
+
+    def nodes(self) -> Iterator[ir.Node]:
+        """Every node of the main graph and of nested graphs."""
+        yield from self.ir.graph.all_nodes()
+
+    def weight_bytes(self) -> int:
+        """Bytes of all initializers and constants, each shared tensor counted once per holder."""
+        total = sum(v.const_value.nbytes for g in self.graphs() for v in g.initializers.values() if v.const_value)
+        return total + sum(a.as_tensor().nbytes for a in _tensor_attributes(self.ir))
+
+
+def tensor_digest(tensor: ir.TensorProtocol) -> str:
+    """SHA-256 of a tensor's dtype, shape and little-endian bytes, cached on the immutable tensor."""
+    base = tensor.base if isinstance(tensor, SharedTensor) else tensor
+    cached = base.meta.get(_DIGEST)
+    if cached is None:
+        head = f"{base.dtype.name}{tuple(base.shape.numpy())}".encode()
+        payload = b"\0".join(base.string_data()) if base.dtype == ir.DataType.STRING else base.tobytes()
+        cached = hashlib.sha256(head + b"|" + payload).hexdigest()
+        base.meta[_DIGEST] = cached
+    return str(cached)
+
+
+def constant(value: ir.Value | None) -> np.ndarray[Any, Any] | None:
+    """The array that a value is known to hold (initializer or Constant node), else ``None``. Read-only.
+
+    A graph input with a default is not constant: a caller may override it.
+    """
+    if value is None or value.is_graph_input():
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    if tensor is None or tensor.dtype == ir.DataType.STRING:
+        return None
+    array = np.asarray(tensor.numpy()).view()
+    array.flags.writeable = False
+    return array
+
+
+def scalar(value: ir.Value | None) -> float | None:
+    """The number that a one-element constant holds, else ``None``."""
+    array = constant(value)
+    return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
+
+
+def add_initializer(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
+    """Register ``array`` as a new initializer of ``graph`` under a name that is free there and return its value."""
+    tensor = ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), name=free_name(graph, name))
+    value = ir.Value(
+        name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def free_name(graph: ir.Graph, wish: str) -> str:
+    """``wish``, or ``wish_1``, ``wish_2`` … when the name is taken anywhere in the model that holds ``graph``."""
+    taken = _names(graph)
+    name, number = wish, 0
+    while name in taken:
+        number += 1
+        name = f"{wish}_{number}"
+    return name
+
+
+def _names(graph: ir.Graph) -> set[str]:
+    root: ir.Graph = graph
+    while (parent := root.parent_node) is not None and parent.graph is not None:
+        root = parent.graph if isinstance(parent.graph, ir.Graph) else root
+        if not isinstance(parent.graph, ir.Graph):
+            break
+    names: set[str] = set()
+    for g in (root, *root.subgraphs()):
+        names.update(v.name for v in g.inputs if v.name)
+        names.update(g.initializers)
+        names.update(o.name for n in g for o in n.outputs if o.name)
+    return names
+
+
+def _with_tensors(source: ir.Model, place: Place | None) -> ir.Model:
+    """A clone in which types, shapes and metadata are its own, and tensors are views (or placed elsewhere)."""
+    clone = source.clone()
+    for graph in (clone.graph, *clone.graph.subgraphs()):
+        _own_values(graph, place)
+    for function in clone.functions.values():
+        for graph in (function.graph, *function.graph.subgraphs()):
+            _own_values(graph, place)
+    return clone
+
+
+def _own_values(graph: ir.Graph, place: Place | None) -> None:
+    for value in (*graph.inputs, *graph.initializers.values(), *(o for n in graph for o in n.outputs)):
+        value.type = copy.deepcopy(value.type)
+    for name, value in graph.initializers.items():
+        if value.const_value is not None:
+            value.const_value = _view(value.const_value, name, place)
+
+
+def _view(tensor: ir.TensorProtocol, name: str, place: Place | None) -> ir.TensorProtocol:
+    base = tensor.base if isinstance(tensor, SharedTensor) else tensor
+    if base.dtype == ir.DataType.STRING:
+        return ir.StringTensor(base.string_data(), shape=base.shape, name=name)
+    if place is not None and base.nbytes > SMALL_TENSOR_BYTES:
+        moved = place(base, tensor_digest(base))
+        moved.name = name
+        return moved
+    return SharedTensor(base, name)
+
+
+def _external(tensor: ir.TensorProtocol, location: str) -> ir.ExternalTensor:
+    return ir.ExternalTensor(location, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name="")
+
+
+def _tensor_attributes(model: ir.Model) -> Iterator[ir.Attr]:
+    for node in model.graph.all_nodes():
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                yield attribute
+
+
+def _take_map_types(graph: onnx.GraphProto) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        if _has_map(info.type):
+            found[info.name] = info.type.SerializeToString()
+            info.ClearField("type")
+    return found
+
+
+def _put_map_types(graph: onnx.GraphProto, types: Mapping[str, bytes]) -> None:
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        if info.name in types:
+            info.type.ParseFromString(types[info.name])
+
+
+def _has_map(kind: onnx.TypeProto) -> bool:
+    while True:
+        if kind.HasField("map_type"):
+            return True
+        if kind.HasField("sequence_type"):
+            kind = kind.sequence_type.elem_type
+        elif kind.HasField("optional_type"):
+            kind = kind.optional_type.elem_type
+        else:
+            return False
+
+
+def _densify(graph: onnx.GraphProto) -> None:
+    """Sparse initializers become dense ones: onnx_ir would drop them without a word."""
+    for sparse in graph.sparse_initializer:
+        values = onnx.numpy_helper.to_array(sparse.values)
+        indices = onnx.numpy_helper.to_array(sparse.indices)
+        dense = np.zeros(tuple(sparse.dims), values.dtype)
+        if indices.ndim == 1:
+            dense.reshape(-1)[indices] = values
+        else:
+            dense[tuple(indices.T)] = values
+        graph.initializer.append(onnx.numpy_helper.from_array(dense, sparse.values.name))
+    graph.ClearField("sparse_initializer")

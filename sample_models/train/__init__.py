@@ -1,0 +1,1 @@
+"""Seeded scripts that make the data files and train the sample models."""

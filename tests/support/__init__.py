@@ -1,0 +1,1 @@
+"""What tests share: tiny models, an in-process runtime, a context with made-up data."""
