@@ -6,12 +6,13 @@ import enum
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from passes.kit.context import Context
-from passes.kit.model import Model
+from passes.kit.model import Model, names_in
 from passes.kit.options import describe, fit
 
 
@@ -58,20 +59,41 @@ class PassResult:
     skips: tuple[Skip, ...] = ()
 
 
-class Log:
-    """Collects changes and skips while a pass works."""
+class Edit:
+    """What a pass holds while it works on a fork: it collects changes and skips, and knows which names are free."""
 
-    def __init__(self) -> None:
+    def __init__(self, fork: Model) -> None:
         self.changes: list[Change] = []
         self.skips: list[Skip] = []
+        self._taken = names_in(fork)
 
     def change(self, rule: str, where: object, detail: str = "") -> None:
+        """Note a rewrite that was made at a node, a value or a named place."""
         self.changes.append(Change(rule, place(where), detail))
 
     def skip(self, rule: str, where: object, reason: str) -> None:
+        """Note a rewrite that was refused; the same refusal is noted once."""
         skip = Skip(rule, place(where), reason)
         if skip not in self.skips:
             self.skips.append(skip)
+
+    def fresh(self, wish: str) -> str:
+        """``wish``, or ``wish_1``, ``wish_2`` ... when the name is taken; the name is taken afterwards."""
+        name, number = wish, 0
+        while name in self._taken:
+            number += 1
+            name = f"{wish}_{number}"
+        self._taken.add(name)
+        return name
+
+    def initializer(self, graph: ir.Graph, wish: str, array: np.ndarray[Any, Any]) -> ir.Value:
+        """Register ``array`` as a new initializer of ``graph`` under a free name and return its value."""
+        name = self.fresh(wish)
+        tensor = ir.Tensor(np.asarray(array, order="C"), name=name)
+        shape = ir.Shape(array.shape)
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
+        graph.register_initializer(value)
+        return value
 
 
 @dataclass(frozen=True)
@@ -117,23 +139,23 @@ class Pass:
         }
 
 
-GraphRewrite = Callable[[ir.Graph, Log], None]
+GraphRewrite = Callable[[ir.Graph, Edit], None]
 
 
-def rewrite_graphs(model: Model, rewrite: GraphRewrite, *, repeat: int = 3) -> PassResult:
+def rewrite_graphs(model: Model, rewrite: GraphRewrite, *, rounds: int = 3) -> PassResult:
     """Fork ``model`` and run ``rewrite`` on each of its graphs, nested ones too, until nothing changes.
 
-    At most ``repeat`` rounds. ``rewrite`` edits the graph in place and reports to the :class:`Log`. Stale names of
-    removed values are dropped from the table of map types.
+    At most ``rounds`` times. ``rewrite`` edits the graph in place and reports to the :class:`Edit`.
     """
-    fork, log = model.fork(), Log()
-    for _ in range(repeat):
-        before = len(log.changes)
+    fork = model.fork()
+    edit = Edit(fork)
+    for _ in range(rounds):
+        before = len(edit.changes)
         for graph in list(fork.graphs()):
-            rewrite(graph, log)
-        if len(log.changes) == before:
+            rewrite(graph, edit)
+        if len(edit.changes) == before:
             break
-    return PassResult(fork if log.changes else model, tuple(log.changes), tuple(log.skips))
+    return PassResult(fork if edit.changes else model, tuple(edit.changes), tuple(edit.skips))
 
 
 def place(where: object) -> str:

@@ -58,7 +58,7 @@ class SharedTensor(ir.LazyTensor):
     __slots__ = ("base",)
 
     def __init__(self, base: ir.TensorProtocol, name: str | None) -> None:
-        super().__init__(lambda: base, base.dtype, ir.Shape(base.shape), name=name)
+        super().__init__(lambda: base, base.dtype, ir.Shape(base.shape.numpy()), name=name)
         self.base: Any = base
 
 
@@ -114,7 +114,7 @@ class Model:
 
     def to_bytes(self) -> bytes:
         """Deterministic serialized form with all weights inside."""
-        return self.to_proto().SerializeToString(deterministic=True)
+        return bytes(self.to_proto().SerializeToString(deterministic=True))
 
     # -- identity ------------------------------------------------------------------------------------------------
     def fork(self) -> Model:
@@ -171,7 +171,7 @@ class Model:
 
 def tensor_digest(tensor: ir.TensorProtocol) -> str:
     """SHA-256 of a tensor's dtype, shape and little-endian bytes, cached on the immutable tensor."""
-    base = tensor.base if isinstance(tensor, SharedTensor) else tensor
+    base = _base(tensor)
     cached = base.meta.get(_DIGEST)
     if cached is None:
         head = f"{base.dtype.name}{tuple(base.shape.numpy())}".encode()
@@ -202,38 +202,17 @@ def scalar(value: ir.Value | None) -> float | None:
     return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 
 
-def add_initializer(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
-    """Register ``array`` as a new initializer of ``graph`` under a name that is free there and return its value."""
-    tensor = ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), name=free_name(graph, name))
-    value = ir.Value(
-        name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
-    )
-    graph.register_initializer(value)
-    return value
-
-
-def free_name(graph: ir.Graph, wish: str) -> str:
-    """``wish``, or ``wish_1``, ``wish_2`` … when the name is taken anywhere in the model that holds ``graph``."""
-    taken = _names(graph)
-    name, number = wish, 0
-    while name in taken:
-        number += 1
-        name = f"{wish}_{number}"
-    return name
-
-
-def _names(graph: ir.Graph) -> set[str]:
-    root: ir.Graph = graph
-    while (parent := root.parent_node) is not None and parent.graph is not None:
-        root = parent.graph if isinstance(parent.graph, ir.Graph) else root
-        if not isinstance(parent.graph, ir.Graph):
-            break
-    names: set[str] = set()
-    for g in (root, *root.subgraphs()):
-        names.update(v.name for v in g.inputs if v.name)
-        names.update(g.initializers)
-        names.update(o.name for n in g for o in n.outputs if o.name)
-    return names
+def names_in(model: Model) -> set[str]:
+    """Every value and node name in use anywhere in the model."""
+    taken: set[str] = set()
+    for graph in model.graphs():
+        taken.update(v.name for v in graph.inputs if v.name)
+        taken.update(graph.initializers)
+        for node in graph:
+            taken.update(o.name for o in node.outputs if o.name)
+            if node.name:
+                taken.add(node.name)
+    return taken
 
 
 def _with_tensors(source: ir.Model, place: Place | None) -> ir.Model:
@@ -255,10 +234,14 @@ def _own_values(graph: ir.Graph, place: Place | None) -> None:
             value.const_value = _view(value.const_value, name, place)
 
 
+def _base(tensor: ir.TensorProtocol) -> Any:
+    return tensor.base if isinstance(tensor, SharedTensor) else tensor
+
+
 def _view(tensor: ir.TensorProtocol, name: str, place: Place | None) -> ir.TensorProtocol:
-    base = tensor.base if isinstance(tensor, SharedTensor) else tensor
+    base = _base(tensor)
     if base.dtype == ir.DataType.STRING:
-        return ir.StringTensor(base.string_data(), shape=base.shape, name=name)
+        return ir.StringTensor(base.string_data(), shape=ir.Shape(base.shape.numpy()), name=name)
     if place is not None and base.nbytes > SMALL_TENSOR_BYTES:
         moved = place(base, tensor_digest(base))
         moved.name = name
@@ -267,7 +250,7 @@ def _view(tensor: ir.TensorProtocol, name: str, place: Place | None) -> ir.Tenso
 
 
 def _external(tensor: ir.TensorProtocol, location: str) -> ir.ExternalTensor:
-    return ir.ExternalTensor(location, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name="")
+    return ir.ExternalTensor(location, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name="")
 
 
 def _tensor_attributes(model: ir.Model) -> Iterator[ir.Attr]:
