@@ -1,0 +1,103 @@
+"""What was asked for: settings as one frozen tree, read from flags, ``lathe.toml`` and the Python API alike."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+GOALS = ("latency", "throughput", "size", "memory")
+GOLDEN = ("synthetic", "data", "none")
+LEVELS = (0, 1, 2, 3)
+DEFAULT_THREADS = 1
+DEFAULT_BATCH = 1
+
+PROVIDERS: Mapping[str, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "rocm": "ROCMExecutionProvider",
+    "qnn": "QNNExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+    "webgpu": "WebGpuExecutionProvider",
+}
+"""Short names of execution providers; the full names work everywhere too."""
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """Where samples come from: one source that is split, or a source for each split (paths or ``module:reader``)."""
+
+    data: str | None = None
+    calibrate: str | None = None
+    select: str | None = None
+    confirm: str | None = None
+
+    def given(self) -> bool:
+        """Whether the user named any data."""
+        return any((self.data, self.calibrate, self.select, self.confirm))
+
+
+@dataclass(frozen=True)
+class SourceRequest:
+    """How to open MODEL and, for PyTorch, how to export it.
+
+    ``dynamic`` holds texts like ``input:0=batch``; ``example`` is ``module:function`` returning example inputs;
+    ``shapes`` holds texts like ``input:1,3,224,224`` used to make example inputs when there is nothing else.
+    """
+
+    model: str
+    example: str | None = None
+    dynamic: tuple[str, ...] = ()
+    shapes: tuple[str, ...] = ()
+    opset: int | None = None
+    fix_training: bool = False
+    refuse_training: bool = False
+    trust_code: bool = False
+    folder: Path = field(default_factory=Path.cwd)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that ``lathe optimize`` was asked for."""
+
+    source: SourceRequest
+    data: DataRequest = DataRequest()
+    metric: str | None = None
+    evaluator: str | None = None
+    budget: tuple[str, ...] = ()
+    goal: str = "latency"
+    level: int = 2
+    recipe: str | None = None
+    passes: tuple[str, ...] = ()
+    provider: str = "cpu"
+    target: str | None = None
+    runtime: str | None = None
+    output: Path | None = None
+    overwrite: bool = False
+    seed: int = 0
+    cache_dir: Path = field(default_factory=lambda: default_cache_dir())
+    batch: int = DEFAULT_BATCH
+    threads: int = DEFAULT_THREADS
+    strict: bool = False
+    golden: str = "synthetic"
+    allow_random_data: bool = False
+    time_limit: float | None = None
+    dry_run: bool = False
+
+    def but(self, **changes: Any) -> Settings:
+        """The same settings with some changed."""
+        return replace(self, **changes)
+
+
+def default_cache_dir() -> Path:
+    """``LATHE_CACHE_DIR``, else the user's cache folder."""
+    if found := os.environ.get("LATHE_CACHE_DIR"):
+        return Path(found)
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    return (Path(base) if base else Path.home() / ".cache") / "lathe"
