@@ -1,4 +1,6 @@
-"""A depthwise-separable CNN for 8x8 digits, computed from 16x16 down, with BatchNorm and ReLU6, hard for per-tensor int8."""
+"""A depthwise-separable CNN for 8x8 digits, with BatchNorm and ReLU6, hard for per-tensor int8."""
+
+# mypy: allow-subclassing-any
 
 from __future__ import annotations
 
@@ -38,9 +40,10 @@ class SeparableBlock(nn.Module):
 class DepthwiseCnn(nn.Module):
     """An upsampling stem, eight separable blocks from 16x16 down to 4x4, global average pooling and a linear head.
 
-    The BatchNorm scales start between 1 and ``1 / spread``, evenly on a logarithm, in random order. Training keeps
-    much of that spread, so after folding, the channels of one depthwise weight differ widely in size: what Nagel et
-    al. 2019 (arXiv:1906.04721, figure 2) find in trained MobileNets, and what one int8 scale per tensor cannot hold.
+    The BatchNorm scales start unequal, from 1 down to ``1 / spread`` in random order, most of them near 1. The weights
+    that follow a small channel grow to make up for it, and training keeps much of that: once BatchNorm is folded, the
+    channels of one depthwise weight differ widely in size. Nagel et al. 2019 (arXiv:1906.04721, figure 2) find the
+    same in trained MobileNets; one int8 scale for the whole weight tensor cannot hold it.
 
     Args:
         width: Channels of the first block; the last ones have twice as many.
@@ -48,7 +51,7 @@ class DepthwiseCnn(nn.Module):
         classes: Number of classes.
     """
 
-    def __init__(self, width: int = 64, spread: float = 64.0, classes: int = 10) -> None:
+    def __init__(self, width: int = 64, spread: float = 128.0, classes: int = 10) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Upsample(scale_factor=2, mode="nearest"),
@@ -76,7 +79,7 @@ class DepthwiseCnn(nn.Module):
     def _spread_scales(self, spread: float) -> None:
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
-                steps = torch.linspace(0.0, 1.0, module.num_features)
+                steps = torch.linspace(0.0, 1.0, module.num_features) ** 3
                 scales = spread ** -steps[torch.randperm(module.num_features)]
                 nn.init.zeros_(module.bias)
                 with torch.no_grad():

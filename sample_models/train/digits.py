@@ -6,8 +6,8 @@ Run as ``python -m sample_models.train.digits``. The origin of the images is tol
 from __future__ import annotations
 
 import numpy as np
-from sklearn.datasets import load_digits  # type: ignore[import-untyped]
-from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
+from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
+from sklearn.model_selection import train_test_split  # type: ignore[import-untyped, unused-ignore]
 
 from sample_models.train.loop import EVALUATION_DATA, TRAINING_DATA
 

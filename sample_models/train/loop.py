@@ -61,8 +61,8 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Returns the share of images, float32 [N, 1, 8, 8], whose highest logit is at the label, int64 [N]."""
     model.eval()
     with torch.inference_mode():
-        hits = [(model(part).argmax(1) == truth) for part, truth in zip(images.split(128), labels.split(128))]
-    return torch.cat(hits).float().mean().item()
+        guesses = torch.cat([model(part).argmax(1) for part in torch.split(images, 128)])
+    return float((guesses == labels).float().mean())
 
 
 def fit(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> None:
@@ -72,11 +72,11 @@ def fit(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> Non
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step / steps))
     model.train()
     for _ in range(recipe.epochs):
-        for chosen in torch.randperm(len(images)).split(recipe.batch):
+        for chosen in torch.split(torch.randperm(len(images)), recipe.batch):
             logits = model(augment(images[chosen]))
             loss = functional.cross_entropy(logits, labels[chosen], label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
