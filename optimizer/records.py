@@ -73,15 +73,6 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """What a model weighs: bytes on disk, peak resident bytes of a process that runs it, milliseconds to load."""
-
-    size_bytes: int
-    memory_bytes: int | None = None
-    load_ms: float | None = None
-
-
-@dataclass(frozen=True)
 class Measured:
     """One model, measured. Whatever was not measured is ``None``."""
 
@@ -128,6 +119,27 @@ class Step:
     size_bytes: int | None = None
     memory_bytes: int | None = None
     passes: tuple[PassNote, ...] = ()
+
+
+@dataclass(frozen=True)
+class BenchmarkRow:
+    """One model at one provider, batch and thread count. ``reason`` says why a row has no numbers.
+
+    ``throughput`` is samples per second, ``speedup`` the first model's latency over this one's at the same settings.
+    """
+
+    model: str
+    provider: str
+    batch: int
+    threads: int
+    latency: Latency | None = None
+    throughput: float | None = None
+    speedup: Interval | None = None
+    memory_bytes: int | None = None
+    load_ms: float | None = None
+    size_bytes: int | None = None
+    quality: Quality | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)

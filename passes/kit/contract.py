@@ -123,6 +123,7 @@ class Pass:
             return PassResult(model, (), result.skips)
         if result.model is model:
             raise ContractBroken(f"{self.name} reports changes but returned the model it was given")
+        result.model.forget_digest()
         if result.model.signature != model.signature:
             raise ContractBroken(f"{self.name} changed the signature: {model.signature} -> {result.model.signature}")
         return result

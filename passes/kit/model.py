@@ -128,6 +128,10 @@ class Model:
             self._digest = hashlib.sha256(skeleton.SerializeToString(deterministic=True)).hexdigest()
         return self._digest
 
+    def forget_digest(self) -> None:
+        """Compute the digest anew next time: a pass may have asked about its fork before it was done with it."""
+        self._digest = None
+
     @property
     def signature(self) -> Signature:
         """Required inputs and all outputs."""
@@ -162,6 +166,16 @@ class Model:
     def nodes(self) -> Iterator[ir.Node]:
         """Every node of the main graph and of nested graphs."""
         yield from self.ir.graph.all_nodes()
+
+    def file_bytes(self) -> int:
+        """Bytes of the model as one file: the graph without large tensors, and those tensors."""
+        moved: list[int] = []
+
+        def place(tensor: ir.TensorProtocol, digest: str) -> ir.ExternalTensor:
+            moved.append(tensor.nbytes)
+            return _external(tensor, "")
+
+        return int(self.to_proto(place).ByteSize()) + sum(moved)
 
     def weight_bytes(self) -> int:
         """Bytes of all initializers and constants, each shared tensor counted once per holder."""

@@ -75,7 +75,7 @@ def fit(wanted: Option, value: Any) -> Any:
         if not isinstance(items, (list, tuple)) or not all(isinstance(i, str) for i in items):
             raise OptionError(f"option '{wanted.name}' takes a list of strings, not {value!r}")
         return tuple(items)
-    accepted = {"bool": bool, "int": int, "float": (int, float), "str": str}[wanted.kind]
+    accepted: Any = {"bool": bool, "int": int, "float": (int, float), "str": str}[wanted.kind]
     if not isinstance(value, accepted) or (wanted.kind != "bool" and isinstance(value, bool)):
         raise OptionError(f"option '{wanted.name}' takes a {wanted.kind}, not {value!r}")
     if wanted.choices is not None and value not in wanted.choices:

@@ -39,4 +39,5 @@ class Target:
         wrong = sorted(names ^ set(tree))
         if wrong:
             raise ValueError(f"missing or unknown keys: {', '.join(wrong)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()}
+        return cls(**values)

@@ -1,0 +1,27 @@
+# Two commands set everything up on a machine with Python, make and git: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+JOBS ?= 2
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: demo test lint check clean
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,torch,dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/lathe optimize sample:residual-cnn --output residual-cnn.lathe --overwrite
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv *.lathe .mypy_cache .ruff_cache

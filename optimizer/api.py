@@ -1,0 +1,322 @@
+"""The Python API: the verbs of the command line as functions.
+
+    import optimizer
+    record = optimizer.compile("model.onnx", data="samples.npz", metric="top1", budget=["top1.drop<=0.005"])
+    print(record.outcome, record.speedup, record.artifact)
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from optimizer import __version__
+from optimizer.compile import compile_settings
+from optimizer.data.samples import Samples
+from optimizer.faults import Fault, usage
+from optimizer.measure import bench
+from optimizer.measure.latency import Effort
+from optimizer.measure.quality import Judge
+from optimizer.measure.stats import quality_interval
+from optimizer.package.check import VerifyReport, verify
+from optimizer.plan import DataRequest, Settings, SourceRequest, default_cache_dir
+from optimizer.preflight import PlanReport, plan
+from optimizer.progress import Silent, Watcher
+from optimizer.records import BenchmarkRow, PassNote, Quality, Record
+from optimizer.report.inspection import Inspection, inspect_model
+from optimizer.report.nouns import Doctor, Problem
+from optimizer.report.pages import PassPage, gather
+from optimizer.runtime import hardware, providers
+from optimizer.runtime.sessions import Site
+from optimizer.source.open import Source
+from optimizer.store.store import LIMIT_BYTES, Entry, Store
+from optimizer.workshop import (
+    choose_metric,
+    choose_target,
+    gather_data,
+    open_bench,
+    open_model,
+    open_site,
+    synthetic_samples,
+)
+from passes import catalogue
+from passes.kit.recipe import Recipe, RecipeError
+
+__all__ = [
+    "BenchmarkReport",
+    "ExportReport",
+    "benchmark",
+    "cache_entries",
+    "cache_prune",
+    "compile",
+    "compile_settings",
+    "doctor",
+    "export",
+    "inspect",
+    "passes_list",
+    "plan",
+    "verify",
+]
+
+EXTRAS = {"onnxruntime": "cpu", "torch": "torch"}
+
+
+def compile(
+    model: str,
+    data: str | None = None,
+    metric: str | None = None,
+    budget: Sequence[str] = (),
+    *,
+    output: str | Path | None = None,
+    watch: Watcher | None = None,
+    **more: Any,
+) -> Record:
+    """Compile ``model`` and return the record; the artifact is on disk afterwards.
+
+    Args:
+        model: ``file.onnx``, ``package.module:factory`` or ``sample:NAME``.
+        data: Real samples: a path, or ``module:reader``.
+        metric: A built-in name or ``module:function``; by default the one that fits the data.
+        budget: Texts such as ``top1.drop<=0.005`` or ``latency<=0.5x``; all must hold.
+        output: The artifact's folder, by default ``./NAME.lathe``.
+        watch: Told about progress.
+        more: Any other field of :class:`optimizer.plan.Settings` or :class:`optimizer.plan.SourceRequest`.
+
+    Raises :class:`optimizer.Fault` for everything that a person should read.
+    """
+    source_fields = {k: more.pop(k) for k in list(more) if k in SourceRequest.__dataclass_fields__}
+    settings = Settings(
+        SourceRequest(model, **source_fields),
+        more.pop("data_request", DataRequest(data)),
+        metric,
+        budget=tuple(budget),
+        output=Path(output) if output is not None else None,
+    )
+    unknown = [k for k in more if k not in Settings.__dataclass_fields__]
+    if unknown:
+        raise usage(f"compile() has no argument '{unknown[0]}'")
+    return compile_settings(settings.but(**more), watch)
+
+
+@dataclass(frozen=True)
+class BenchmarkReport:
+    """Rows of a benchmark and where it was made."""
+
+    rows: tuple[BenchmarkRow, ...]
+    environment: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
+
+
+def benchmark(
+    models: Sequence[str],
+    *,
+    provider_names: Sequence[str] = ("cpu",),
+    batches: Sequence[int] = (1,),
+    threads: Sequence[int] = (1,),
+    data: str | None = None,
+    metric: str | None = None,
+    seconds: float = 3.0,
+    settings: Settings | None = None,
+    watch: Watcher | None = None,
+) -> BenchmarkReport:
+    """Measure several models side by side, each in a process of its own, interleaved.
+
+    Args:
+        models: Any MODEL texts; an artifact's folder stands for its ``model.onnx``.
+        provider_names: Providers by short or full name; one that is missing or fails gives rows with the reason.
+        batches, threads: Every combination is measured.
+        data, metric: Measure quality too; without data, seeded synthetic inputs are timed.
+        seconds: Timed seconds for each model at each combination.
+        settings: Anything else (cache folder, seed, source options).
+        watch: Told about progress.
+
+    Raises :class:`optimizer.Fault` when a model cannot be opened, or when no provider asked for is here.
+    """
+    watch = watch or Silent()
+    base = settings or Settings(SourceRequest(models[0]))
+    store = Store(base.cache_dir)
+    sites = [_site(name, count) for name in provider_names for count in threads]
+    usable = [s for s in sites if isinstance(s, Site)]
+    if not usable:
+        raise _site_fault(provider_names[0])
+    opened = [_open(base, text, data, metric, store, usable[0], watch) for text in models]
+    entrants = [bench.Entrant(text, store.put_model(s.model), s.size_bytes, samples) for text, s, samples in opened]
+    rows = list(bench.measure(entrants, sites, batches, Effort(3, seconds), watch.note))
+    if data is not None:
+        rows = list(bench.with_quality(rows, dict(_qualities(base, opened, entrants, usable, store, metric, data))))
+    notes = tuple(dict.fromkeys(w for _, s, _ in opened for w in s.warnings))
+    return BenchmarkReport(tuple(rows), hardware.environment(), notes)
+
+
+def _site(name: str, threads: int) -> Site | tuple[str, int, str]:
+    try:
+        return open_site(name, threads)
+    except Fault as fault:
+        if fault.code != "missing-provider":
+            raise
+        return providers.full_name(name), threads, fault.message
+
+
+def _site_fault(name: str) -> Fault:
+    try:
+        open_site(name, 1)
+    except Fault as fault:
+        return fault
+    return usage("no provider was named")
+
+
+def _open(
+    base: Settings, text: str, data: str | None, metric: str | None, store: Store, site: Site, watch: Watcher
+) -> tuple[str, Source, Samples]:
+    watch.stage(f"opening {text}")
+    settings = base.but(source=replace(base.source, model=text), data=DataRequest(data), metric=metric)
+    source = open_model(settings, choose_target(settings, lenient=True), store, site)
+    if data is None:
+        return text, source, synthetic_samples(source.model, base.seed)
+    splits, _ = gather_data(settings, source, store, whole=True)
+    assert splits is not None
+    return text, source, splits.confirm
+
+
+def _qualities(
+    base: Settings,
+    opened: Sequence[tuple[str, Source, Samples]],
+    entrants: Sequence[bench.Entrant],
+    sites: Sequence[Site],
+    store: Store,
+    metric: str | None,
+    data: str,
+) -> Iterator[tuple[tuple[str, str], Quality]]:
+    for (text, source, samples), entrant in zip(opened, entrants, strict=True):
+        settings = base.but(source=replace(base.source, model=text), data=DataRequest(data), metric=metric)
+        chosen = choose_metric(settings, source.model, samples)
+        if chosen is None:
+            continue
+        for site in {s.provider: s for s in sites}.values():
+            rows = Judge(chosen, samples, site, store, entrants[0].path).rows(entrant.path, source.model.digest())
+            found = quality_interval(chosen, rows)
+            better = chosen.higher_is_better
+            yield (text, site.provider), Quality(chosen.name, found.value, found.low, found.high, better, len(rows))
+
+
+def inspect(
+    model: str, *, sizes: Mapping[str, int] | None = None, passes: bool = True, settings: Settings | None = None
+) -> Inspection:
+    """What a model is, and what each lossless pass would do to it.
+
+    ``sizes`` gives open dimensions a size to count the work with. Raises :class:`optimizer.Fault`.
+    """
+    settings = (settings or Settings(SourceRequest(model))).but(level=1)
+    with open_bench(settings, Silent()) as opened:
+        notes: tuple[PassNote, ...] = ()
+        if passes:
+            notes = opened.builder.build(opened.source.model, catalogue.LOSSLESS).notes
+        found = inspect_model(opened.source.model, name=model, sizes=sizes, passes=notes)
+        return replace(found, warnings=opened.warnings) if hasattr(found, "warnings") else found
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """Where the ONNX file went, and how well it agrees with PyTorch."""
+
+    path: str
+    exporter: str | None
+    parity: Any
+    size_bytes: int
+    warnings: tuple[str, ...]
+
+
+def export(
+    source: SourceRequest | str, output: str | Path, *, overwrite: bool = False, settings: Settings | None = None
+) -> ExportReport:
+    """PyTorch to ONNX with parity measured on real inputs where there are any. Raises :class:`optimizer.Fault`."""
+    request = SourceRequest(source) if isinstance(source, str) else source
+    base = (settings or Settings(request)).but(source=request)
+    place = Path(output)
+    if place.exists() and not overwrite:
+        raise usage("the output exists", where=str(place), hint="Choose another name or add --overwrite.")
+    store, site = Store(base.cache_dir), open_site(base.provider, base.threads)
+    opened = open_model(base, choose_target(base, lenient=True), store, site)
+    from optimizer.package.artifact import write_model_file
+
+    size = write_model_file(place, opened.model)
+    return ExportReport(str(place), opened.exporter, opened.parity, size, opened.warnings)
+
+
+def passes_list(names: Sequence[str] = ()) -> tuple[PassPage, ...]:
+    """The pages of the named passes, or of all. Raises :class:`optimizer.Fault` for an unknown name."""
+    if not names:
+        return gather(catalogue.names(), catalogue.find)
+    try:
+        for name in names:
+            catalogue.find(name)
+    except RecipeError as error:
+        raise usage(str(error), code="unknown-pass") from error
+    return gather(names, catalogue.find)
+
+
+def doctor() -> Doctor:
+    """What this machine can run, and what is missing with the line that mends it."""
+    machine = hardware.host()
+    problems: list[Problem] = []
+    here: tuple[str, ...] = ()
+    try:
+        here = providers.available()
+    except Fault as fault:
+        problems.append(Problem(fault.message, fault.hint))
+    target = None
+    try:
+        target = hardware.detect_target().name
+    except Fault as fault:
+        problems.append(Problem(fault.message, fault.hint))
+    wanted = {f for name in hardware.target_names() for f in hardware.load_target(name).requires}
+    missing = tuple(
+        f"{package}: pip install 'lathe[{extra}]'"
+        for package, extra in EXTRAS.items()
+        if importlib.util.find_spec(package) is None
+    )
+    flavours = [d.metadata["Name"] for d in importlib.metadata.distributions() if _is_runtime(d.metadata["Name"])]
+    if len(set(flavours)) > 1:
+        fix = "pip uninstall all of them, then install the one flavour that you need"
+        problems.append(Problem(f"several onnxruntime flavours overwrite each other: {', '.join(sorted(flavours))}", fix))
+    return Doctor(
+        __version__,
+        platform.python_version(),
+        machine.system,
+        machine.cpu,
+        machine.cores,
+        machine.memory_bytes,
+        tuple(sorted(wanted & machine.features)),
+        target,
+        hardware.environment()["packages"],
+        here,
+        tuple(problems),
+        missing,
+    )
+
+
+def _is_runtime(name: str | None) -> bool:
+    return name is not None and name.lower().startswith("onnxruntime") and "extensions" not in name.lower()
+
+
+def cache_entries(cache_dir: Path | None = None) -> list[Entry]:
+    """Every file of the cache, least recently used first."""
+    return Store(cache_dir or default_cache_dir()).entries()
+
+
+def cache_prune(cache_dir: Path | None = None, max_bytes: int = LIMIT_BYTES) -> int:
+    """Remove the least recently used files until the cache fits; returns the bytes freed."""
+    return Store(cache_dir or default_cache_dir()).prune(max_bytes)
+
+
+def parse_recipe(text: str) -> Recipe:
+    """A recipe from text. Raises :class:`optimizer.Fault` (usage)."""
+    try:
+        return Recipe.parse(text)
+    except RecipeError as error:
+        raise usage(str(error), code="bad-recipe") from error

@@ -1,0 +1,110 @@
+"""``lathe benchmark``: models side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from optimizer.cli.boundary import emit
+from optimizer.cli.common import Provider, api, option, show, verb
+from optimizer.faults import Exit
+
+WHAT = "What to measure"
+OUT = "Output and behaviour"
+POSITIVE = click.IntRange(min=1)
+
+
+@verb("benchmark", short_help="Time models side by side.")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@option(
+    "--provider",
+    "providers",
+    section=WHAT,
+    type=Provider(),
+    multiple=True,
+    default=("cpu",),
+    show_default=True,
+    metavar="NAME",
+    help="Execution provider. Repeatable.",
+)
+@option(
+    "--batch",
+    "batches",
+    section=WHAT,
+    type=POSITIVE,
+    multiple=True,
+    default=(1,),
+    show_default=True,
+    help="Batch size. Repeatable.",
+)
+@option(
+    "--threads",
+    section=WHAT,
+    type=POSITIVE,
+    multiple=True,
+    default=(1,),
+    show_default=True,
+    help="Number of threads. Repeatable.",
+)
+@option(
+    "--data", section=WHAT, metavar="SOURCE", help="Samples to run, and to measure quality on; default: random inputs."
+)
+@option("--metric", section=WHAT, metavar="NAME", help="Metric, or module:function.")
+@option(
+    "--seconds",
+    section=WHAT,
+    type=click.FloatRange(min=0, min_open=True),
+    default=3.0,
+    show_default=True,
+    help="Seconds of timed runs for each model and setting.",
+)
+@option("-v", "--verbose", section=OUT, is_flag=True, help="Say more.")
+@option("-q", "--quiet", section=OUT, is_flag=True, help="Say nothing but warnings.")
+@option(
+    "--log-file",
+    section=OUT,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Append everything, with times, to this file.",
+)
+def command(
+    models: tuple[str, ...],
+    providers: tuple[str, ...],
+    batches: tuple[int, ...],
+    threads: tuple[int, ...],
+    data: str | None,
+    metric: str | None,
+    seconds: float,
+    as_json: bool,
+    verbose: bool,
+    quiet: bool,
+    log_file: Path | None,
+) -> None:
+    """Time each MODEL in a process of its own, taking turns; speed-ups are against the first one.
+
+    A MODEL is whatever `lathe optimize` takes, or the folder of an artifact.
+    """
+    from optimizer.cli.watching import watching
+
+    with watching(verbose=verbose, quiet=quiet, log_file=log_file) as watch:
+        report = api().benchmark(
+            list(models),
+            providers=providers,
+            batches=batches,
+            threads=threads,
+            data=data,
+            metric=metric,
+            seconds=seconds,
+            watch=watch,
+        )
+    if as_json:
+        from optimizer.report.json_ import dump
+
+        emit(dump(report, "lathe.benchmark/1"))
+    else:
+        from optimizer.report.tables import benchmark
+
+        show(benchmark(report.rows))
+    if not any(row.latency for row in report.rows):
+        click.get_current_context().exit(int(Exit.UNDECIDED))

@@ -1,0 +1,243 @@
+"""What the verbs share: options in sections, parameter types, settings files, output."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from optimizer.cli import boundary, config
+from optimizer.faults import usage
+from optimizer.plan import PROVIDERS
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from optimizer.plan import SourceRequest
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+HELP_FLAGS = frozenset({"-h", "--help"})
+NOT_SETTINGS = frozenset({"help", "print-config", "json", "debug"})
+CONFIG_KEY = "lathe.config"
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+class Opt(click.Option):
+    """An option that stands in a section of the help."""
+
+    def __init__(self, *args: Any, section: str = "Options", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+
+class Verb(click.Command):
+    """A command whose options stand in sections, and may stand in a settings file."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        found = None if HELP_FLAGS & set(args) else config.load(Path.cwd())
+        if found is not None and parent is not None:
+            names = {key_of(p): str(p.name) for p in self.params}
+            values = found.values(info_name or "", settings_of(self), {v: settings_of(c) for v, c in _verbs(parent)})
+            extra["default_map"] = {names[k]: _fit(p, values[k]) for p in self.params if (k := key_of(p)) in values}
+            parent.meta[CONFIG_KEY] = found.where
+        return super().make_context(info_name, args, parent, **extra)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(param, "section", "Output and behaviour"), []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records, col_max=28)
+
+
+class Word(click.ParamType[str]):
+    """One of some words; the closest is offered when it is another."""
+
+    name = "word"
+
+    def __init__(self, kind: str, words: Sequence[str]) -> None:
+        self.kind, self.words = kind, words
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "|".join(self.words)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value not in self.words:
+            said = boundary.unknown(self.kind, str(value), self.words)
+            self.fail(f"{said}; known: {', '.join(self.words)}", param, ctx)
+        return str(value)
+
+
+class Provider(click.ParamType[str]):
+    """An execution provider by its short or full name. Returns the name as given."""
+
+    name = "provider"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if str(value).lower() not in PROVIDERS and value not in PROVIDERS.values():
+            known = (*PROVIDERS, *PROVIDERS.values())
+            self.fail(f"{boundary.unknown('provider', str(value), known)}; known: {', '.join(PROVIDERS)}", param, ctx)
+        return str(value)
+
+
+class Bytes(click.ParamType[int]):
+    """An amount like ``500MB`` or ``2 GB`` (powers of ten)."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value).strip().lower()
+        number = text.rstrip("bkmgt ")
+        scale = _UNITS.get(text[len(number) :].strip().removesuffix("b"))
+        try:
+            amount = float(number) * scale if scale else -1.0
+        except ValueError:
+            amount = -1.0
+        if not 0 <= amount < float("inf"):
+            self.fail(f"'{value}' is not a size: write it as 500MB or 2GB", param, ctx)
+        return int(amount)
+
+
+def option(*names: str, section: str, **kwargs: Any) -> Callable[[F], F]:
+    """A ``click.option`` in a section of the help."""
+    return click.option(*names, cls=Opt, section=section, **kwargs)
+
+
+def verb(name: str, **kwargs: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a function the command of a verb, with ``--json`` and ``--debug``."""
+    settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+    def wrap(function: Callable[..., Any]) -> click.Command:
+        as_json = click.option(
+            "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, on failure too."
+        )
+        debug = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+        return click.command(name, cls=Verb, context_settings=settings, **kwargs)(as_json(debug(function)))
+
+    return wrap
+
+
+def source_options(function: F) -> F:
+    """How to open MODEL: the fields of :class:`~optimizer.plan.SourceRequest`."""
+    section = "Opening the model"
+    for add in reversed(
+        (
+            option(
+                "--example",
+                section=section,
+                metavar="MODULE:FUNCTION",
+                help="Function that returns example inputs (PyTorch).",
+            ),
+            option(
+                "--dynamic",
+                section=section,
+                metavar="INPUT:AXIS=NAME",
+                multiple=True,
+                help="Keep an axis open and name it, as in input:0=batch. Repeatable.",
+            ),
+            option(
+                "--shape",
+                "shapes",
+                section=section,
+                metavar="INPUT:DIMS",
+                multiple=True,
+                help="Shape of an input, as in input:1,3,224,224, to make example inputs of. Repeatable.",
+            ),
+            option(
+                "--opset",
+                section=section,
+                type=click.IntRange(min=7),
+                help="Opset to export to; default: what the target wants.",
+            ),
+            option(
+                "--fix-training",
+                section=section,
+                is_flag=True,
+                help="Rewrite a model that was exported in training mode to inference.",
+            ),
+            option(
+                "--refuse-training",
+                section=section,
+                is_flag=True,
+                help="Refuse a model that was exported in training mode.",
+            ),
+            option(
+                "--trust-code", section=section, is_flag=True, help="Allow formats that run code when they are opened."
+            ),
+        )
+    ):
+        function = add(function)
+    return function
+
+
+def source_request(model: str | None, given: dict[str, Any]) -> SourceRequest:
+    """The request from the parameters of :func:`source_options`, which are taken out of ``given``."""
+    from optimizer.plan import SourceRequest
+
+    names = ("example", "dynamic", "shapes", "opset", "fix_training", "refuse_training", "trust_code")
+    ctx = click.get_current_context()
+    if not model:
+        raise click.UsageError("Missing argument 'MODEL'", ctx)
+    if isinstance(ctx.obj, boundary.Scene):
+        ctx.obj.source = model
+    return SourceRequest(model=model, folder=Path.cwd(), **{n: given.pop(n) for n in names})
+
+
+def key_of(param: click.Parameter) -> str:
+    """The name of a setting: the long option without its dashes."""
+    longest = max(param.opts, key=len, default=str(param.name))
+    return longest.lstrip("-")
+
+
+def settings_of(command: click.Command) -> set[str]:
+    """The settings that a command takes from a file."""
+    return {key_of(p) for p in command.params} - NOT_SETTINGS
+
+
+def show(thing: RenderableType, *, to_stderr: bool = False) -> None:
+    """Print a renderable: what was asked for on stdout, what accompanies it on stderr."""
+    from rich.console import Console
+
+    console = Console(stderr=to_stderr, highlight=False, markup=False, emoji=False)
+    try:
+        console.print(thing)
+    except BrokenPipeError:
+        boundary.close_stdout()
+
+
+def api() -> Any:
+    """The Python API, loaded when a verb really works."""
+    return importlib.import_module("optimizer.api")
+
+
+def _verbs(parent: click.Context) -> Iterable[tuple[str, click.Command]]:
+    group = parent.command
+    while parent.parent is not None:
+        parent = parent.parent
+        group = parent.command
+    assert isinstance(group, click.Group)
+    for name in group.list_commands(parent):
+        found = group.get_command(parent, name)
+        if found is not None:
+            yield name, found
+
+
+def _fit(param: click.Parameter, value: Any) -> Any:
+    """A value from a file in the form that the parameter expects: one text where several may stand is a list."""
+    if param.multiple or param.nargs == -1:
+        return list(value) if isinstance(value, list) else [value]
+    is_flag = isinstance(param, click.Option) and param.is_flag
+    if isinstance(value, list) or is_flag != isinstance(value, bool):
+        wanted = "true or false" if is_flag else "one value"
+        raise usage(f"'{key_of(param)}' takes {wanted}, not {value!r}", code="bad-setting")
+    return value

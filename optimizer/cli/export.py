@@ -1,0 +1,61 @@
+"""``lathe export``: PyTorch to ONNX, with parity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from optimizer.cli.boundary import emit
+from optimizer.cli.common import api, option, source_options, source_request, verb
+
+OUT = "Output and behaviour"
+
+
+@verb("export", short_help="Turn a PyTorch model into ONNX.")
+@click.argument("model")
+@option(
+    "-o",
+    "--output",
+    section=OUT,
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="The ONNX file to write.",
+)
+@option("--overwrite", section=OUT, is_flag=True, help="Replace a file that is there.")
+@option("--data", section=OUT, metavar="SOURCE", help="Samples to take example inputs and parity inputs from.")
+@option("--target", section=OUT, metavar="NAME|FILE", help="Deployment site, which decides the opset.")
+@option(
+    "--runtime",
+    section=OUT,
+    metavar="ONNXRUNTIME==X.Y",
+    help="Oldest onnxruntime that must be able to load the result.",
+)
+@source_options
+def command(
+    model: str,
+    output: Path,
+    overwrite: bool,
+    data: str | None,
+    target: str | None,
+    runtime: str | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Export MODEL to ONNX in inference mode and measure that both give the same outputs.
+
+    What was found goes to stderr, the path of the file to stdout.
+    """
+    source = source_request(model, given)
+    report = api().export(source, output, overwrite=overwrite, data=data, target=target, runtime=runtime)
+    if as_json:
+        from optimizer.report.json_ import dump
+
+        emit(dump(report, "lathe.export/1"))
+        return
+    click.echo(f"exported by {report.exporter}; parity: {report.parity}", err=True)
+    for warning in report.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    emit(str(report.path))

@@ -1,0 +1,32 @@
+"""``lathe verify``: the receiver's check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from optimizer.cli.boundary import emit
+from optimizer.cli.common import api, option, show, verb
+from optimizer.faults import Exit
+
+
+@verb("verify", short_help="Check an artifact.")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@option("--latency", section="What to check", is_flag=True, help="Also measure how fast it is on this machine.")
+def command(folder: Path, latency: bool, as_json: bool) -> None:
+    """Check the artifact in DIR: every file's digest, that it loads in a fresh process, and its golden pairs.
+
+    Exit code 1 when something is not as it was shipped.
+    """
+    report = api().verify(folder, latency=latency)
+    if as_json:
+        from optimizer.report.json_ import dump
+
+        emit(dump(report, "lathe.verify/1"))
+    else:
+        from optimizer.report.tables import checked
+
+        show(checked(report))
+    if not report.ok:
+        click.get_current_context().exit(int(Exit.DOES_NOT_HOLD))

@@ -1,0 +1,129 @@
+"""Verdicts: pure functions from readings to words. Nothing here measures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from optimizer.decide.budget import Budget, Limit
+from optimizer.measure.scales import QualityReading, SpeedReading
+from optimizer.measure.stats import DropEstimate, samples_needed
+from optimizer.records import Interval, Judgement, PassNote, Step, Verdict
+
+SizePair = tuple[int, int]
+"""Bytes of a candidate and of the source."""
+
+NOT_SLOWER = 0.98
+"""Lower bound of the speed-up that a lossless model must reach, together with a point estimate of at least
+:data:`NOT_SLOWER_POINT`: two builds of the same model differ by that much on a busy machine."""
+
+NOT_SLOWER_POINT = 0.995
+
+
+def on_select(
+    lossy: bool, quality: QualityReading | None, speed: SpeedReading, sizes: SizePair, budget: Budget
+) -> Verdict:
+    """The word on a candidate during the search: point estimates of quality, then whether it pays in time."""
+    if lossy and quality is not None:
+        margin = budget.quality_margin(quality.baseline.value)
+        if margin is not None and quality.drop.value > margin:
+            return Verdict(Judgement.REJECTED, f"quality: {drop_text(quality.drop, margin)}")
+    if lossy and not pays(speed.speedup):
+        return Verdict(Judgement.REJECTED, f"paid for nothing: {speed_text(speed.speedup)}")
+    if not lossy and not not_slower(speed.speedup):
+        return Verdict(Judgement.REJECTED, why_slower(speed.speedup))
+    missed = unmet(budget.limits(), speed, sizes)
+    if missed:
+        return Verdict(Judgement.REJECTED, f"limit: {missed[0]}")
+    return Verdict(Judgement.ACCEPTED, speed_text(speed.speedup))
+
+
+def at_confirm(
+    quality: QualityReading | None, speed: SpeedReading, sizes: SizePair, budget: Budget, *, strict: bool
+) -> Verdict:
+    """The last word: proven by the one-sided bounds of the drop, undecided, or rejected. ``strict`` ships no maybe."""
+    missed = unmet(budget.limits(), speed, sizes)
+    if missed:
+        return Verdict(Judgement.REJECTED, f"limit: {missed[0]}")
+    if not pays(speed.speedup):
+        return Verdict(Judgement.REJECTED, f"paid for nothing: {speed_text(speed.speedup)}")
+    margin = budget.quality_margin(quality.baseline.value) if quality is not None else None
+    if quality is None or margin is None:
+        return Verdict(Judgement.ACCEPTED, speed_text(speed.speedup))
+    said = drop_text(quality.drop, margin)
+    if quality.drop.upper_one_sided <= margin:
+        return Verdict(Judgement.ACCEPTED, said)
+    if quality.drop.lower_one_sided > margin or quality.drop.value > margin:
+        return Verdict(Judgement.REJECTED, f"quality: {said}")
+    need = need_text(quality.drop, margin)
+    if strict:
+        return Verdict(Judgement.REJECTED, f"undecided, and --strict was given: {said}", need)
+    return Verdict(Judgement.UNDECIDED, said, need)
+
+
+def pays(speedup: Interval) -> bool:
+    """Whether a model is faster beyond doubt: the whole interval lies above 1."""
+    return speedup.low > 1.0
+
+
+def not_slower(speedup: Interval) -> bool:
+    """Whether a model that costs no quality may ship."""
+    return speedup.low >= NOT_SLOWER and speedup.value >= NOT_SLOWER_POINT
+
+
+def unmet(limits: Sequence[Limit], speed: SpeedReading, sizes: SizePair) -> list[str]:
+    """The limits on latency, size and memory that do not hold, in words."""
+    reached: dict[str, tuple[float | None, float | None]] = {
+        "latency": (speed.candidate.p50, speed.baseline.p50),
+        "size": sizes,
+        "memory": (speed.memory_bytes, speed.baseline_memory_bytes),
+    }
+    return [limit.unmet(*reached[limit.subject]) for limit in limits if limit.unmet(*reached[limit.subject])]
+
+
+def ranked(tried: Sequence[Any], goal: str) -> list[Any]:
+    """Accepted entries (anything with a ``step``), best first for the goal; ties go to the faster one."""
+    accepted = [t for t in tried if t.step.verdict.judgement is Judgement.ACCEPTED]
+    return sorted(accepted, key=lambda t: _rank(t.step, goal))
+
+
+def _rank(step: Step, goal: str) -> tuple[float, float]:
+    spent = {"size": step.size_bytes, "memory": step.memory_bytes}.get(goal) or 0
+    return float(spent), -(step.speedup.value if step.speedup else 0.0)
+
+
+def nothing_new(other: str, notes: Sequence[PassNote]) -> str:
+    """Why a recipe needs no measurement: it made the same model as another one."""
+    last = notes[-1] if notes else None
+    because = f": {last.name} says {last.skips[0]}" if last is not None and last.skips and not last.changes else ""
+    fault = f": {last.name} was left out, {last.fault}" if last is not None and last.fault else ""
+    return f"gives the same model as '{other}'{because}{fault}"
+
+
+def why_lossless(steps: Sequence[Step]) -> str:
+    """One line that says why nothing lossy ships."""
+    lossy = [s for s in steps if s.label not in ("lossless",)]
+    if not lossy:
+        return "no lossy recipe was tried"
+    return "; ".join(f"{s.label}: {s.verdict.reason}" for s in lossy)
+
+
+def why_slower(speedup: Interval) -> str:
+    """A lossless model that is not shipped."""
+    return f"not faster: {speed_text(speedup)}"
+
+
+def speed_text(speedup: Interval) -> str:
+    """``1.52x [1.49, 1.55]``."""
+    return f"{speedup.value:.2f}x [{speedup.low:.2f}, {speedup.high:.2f}]"
+
+
+def drop_text(drop: DropEstimate, margin: float) -> str:
+    """The drop with its interval beside what is allowed, in the metric's unit."""
+    return f"drop {drop.value:.4g} [{drop.low:.4g}, {drop.high:.4g}], allowed {margin:.4g}"
+
+
+def need_text(drop: DropEstimate, margin: float) -> str:
+    """What would decide an undecided drop."""
+    more = samples_needed(drop, margin)
+    return f"{more:,} more samples" if more else "more samples than can be estimated"

@@ -1,0 +1,91 @@
+"""The strategy of -O2: a ladder of whole recipes, from the boldest to the gentlest. Pure: facts in, recipes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from optimizer.records import Judgement, Step
+from passes.catalogue import LOSSLESS
+from passes.kit.recipe import Recipe
+from passes.kit.recipe import Step as Part
+
+STATIC = "int8 static"
+
+GENTLE_SHARES = (0.05, 0.12, 0.25, 0.5)
+"""Shares of the most sensitive layers that successive rungs leave in float."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One whole recipe to try, with the name that the closing table shows."""
+
+    label: str
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the ladder depends on: the names of the nodes that could be quantized, statically and dynamically."""
+
+    level: int
+    calibrated: bool
+    layers: tuple[str, ...]
+    dynamic_layers: tuple[str, ...]
+
+
+def lossless() -> Rung:
+    """The rung that spends no quality."""
+    return Rung("lossless", LOSSLESS)
+
+
+def bold(facts: Facts) -> list[Rung]:
+    """The first lossy rungs: everything quantized, statically and dynamically."""
+    rungs = []
+    if facts.calibrated and facts.layers:
+        rungs.append(_static(STATIC))
+    if facts.dynamic_layers:
+        rungs.append(Rung("int8 dynamic", LOSSLESS + Recipe((Part("quantize-dynamic"),))))
+    return rungs
+
+
+def refined(facts: Facts, steps: Sequence[Step]) -> list[Rung]:
+    """Another way to choose ranges, where static int8 is fast but lost too much (at -O3 in any case)."""
+    static = next((s for s in steps if s.label == STATIC), None)
+    if static is None or not (facts.level >= 3 or costs_too_much(static)):
+        return []
+    return [_static(f"{STATIC}, percentile ranges", ("observer", "percentile"))]
+
+
+def wants_gentler(facts: Facts, steps: Sequence[Step]) -> bool:
+    """Whether leaving layers in float can help: static int8 pays in time, but no static rung kept the quality."""
+    static = [s for s in steps if s.label.startswith(STATIC)]
+    accepted = any(s.verdict.judgement is Judgement.ACCEPTED for s in static)
+    return len(facts.layers) > 1 and not accepted and any(costs_too_much(s) for s in static)
+
+
+def gentler(facts: Facts, sensitivity: Mapping[str, float]) -> list[Rung]:
+    """Rungs that leave more and more of the most sensitive layers in float, boldest first."""
+    ranked = sorted(sensitivity, key=lambda name: (-sensitivity[name], name))
+    rungs, last = [], 0
+    for share in GENTLE_SHARES:
+        count = max(1, round(share * len(ranked)))
+        if last < count < len(ranked):
+            name = f"{STATIC}, {count} of {len(facts.layers)} layers in float"
+            rungs.append(_static(name, ("exclude", tuple(sorted(ranked[:count])))))
+            last = count
+    return rungs
+
+
+def only(layer: str) -> Recipe:
+    """The recipe that quantizes one layer of a model that the lossless rung has already cleaned."""
+    return Recipe((Part("quantize-static", (("only", (layer,)),)),))
+
+
+def costs_too_much(step: Step) -> bool:
+    """Whether a step was turned down for its quality although it is faster."""
+    return step.verdict.judgement is Judgement.REJECTED and step.speedup is not None and step.speedup.low > 1.0
+
+
+def _static(label: str, *options: tuple[str, object]) -> Rung:
+    return Rung(label, LOSSLESS + Recipe((Part("quantize-static", tuple(options)),)))

@@ -1,0 +1,103 @@
+"""Latency side by side: each model in a process of its own, blocks of runs in alternating order, several restarts.
+
+A single timing of one model says little on a busy machine. Here every model of a comparison is loaded in its own
+worker; the workers take turns in short blocks, forwards and backwards (ABBA), so that slow drifts of the machine hit
+all alike; everything is repeated over process restarts, because memory layout alone can shift a median by percents.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optimizer.measure.stats import median_interval, ratio_interval, tail
+from optimizer.records import Interval, Latency
+from optimizer.runtime import sessions
+from optimizer.runtime.sessions import JOBS, Site
+from optimizer.workers.pool import Worker
+
+Array = np.ndarray[Any, Any]
+
+BLOCK_MS = 20.0
+MIN_BLOCKS = 6
+MAX_RUNS_PER_BLOCK = 200
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to look: process restarts, and seconds of timed runs for each model over all restarts."""
+
+    restarts: int
+    seconds: float
+
+
+QUICK = Effort(restarts=2, seconds=1.0)
+THOROUGH = Effort(restarts=4, seconds=3.0)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Raw samples of one model: ``blocks[r][b]`` holds the milliseconds of the runs of block b after restart r."""
+
+    blocks: tuple[tuple[Array, ...], ...]
+    clock: str
+    load_ms: float
+    first_ms: float
+    memory_bytes: int
+
+    def medians(self) -> list[list[float]]:
+        """Block medians, [restarts][blocks]."""
+        return [[float(np.median(block)) for block in restart] for restart in self.blocks]
+
+    def latency(self) -> Latency:
+        """Median with its interval, and tails where there are enough runs."""
+        runs = np.concatenate([block for restart in self.blocks for block in restart])
+        middle = median_interval(self.medians())
+        return Latency(
+            middle.value, middle.low, middle.high, self.clock, len(runs), tail(runs, 0.9), tail(runs, 0.99)
+        )
+
+
+def compare(
+    paths: Sequence[Path], feeds: Sequence[dict[str, Array]], site: Site, effort: Effort
+) -> list[Timing]:
+    """Time several models side by side, each on its feed. Raises a Fault when one of them cannot run."""
+    gathered: list[list[tuple[Array, ...]]] = [[] for _ in paths]
+    about: list[dict[str, Any]] = []
+    for restart in range(effort.restarts):
+        with ExitStack() as stack:
+            workers = [stack.enter_context(sessions.worker()) for _ in paths]
+            about = [sessions.begin_timing(w, p, f, site) for w, p, f in zip(workers, paths, feeds, strict=True)]
+            taken = _take_turns(workers, about, site.clock, effort.seconds / effort.restarts, forwards=restart % 2 == 0)
+        for found, blocks in zip(gathered, taken, strict=True):
+            found.append(tuple(blocks))
+    return [
+        Timing(tuple(blocks), site.clock, facts["load_ms"], facts["first_ms"], facts["memory_bytes"])
+        for blocks, facts in zip(gathered, about, strict=True)
+    ]
+
+
+def speedup(baseline: Timing, candidate: Timing, seed: int) -> Interval:
+    """Baseline over candidate: above 1 the candidate is faster. Blocks taken in the same turn are paired."""
+    return ratio_interval(baseline.medians(), candidate.medians(), seed)
+
+
+def _take_turns(
+    workers: Sequence[Worker], about: Sequence[dict[str, Any]], clock: str, seconds: float, *, forwards: bool
+) -> list[list[Array]]:
+    """Blocks of each worker, in alternating order, until each has had its seconds and its least number of blocks."""
+    runs = [int(np.clip(BLOCK_MS / max(1e-3, facts["pace_ms"]), 1, MAX_RUNS_PER_BLOCK)) for facts in about]
+    taken: list[list[Array]] = [[] for _ in workers]
+    deadline = time.monotonic() + seconds * len(workers)
+    order = list(range(len(workers)))
+    while len(taken[0]) < MIN_BLOCKS or time.monotonic() < deadline:
+        for i in order if forwards else reversed(order):
+            taken[i].append(workers[i].call(JOBS + "time_block", runs=runs[i], clock=clock))
+        forwards = not forwards
+    return taken

@@ -1,0 +1,295 @@
+"""Writing an artifact: a folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import onnx_ir as ir
+
+from optimizer.faults import Fault, broken, usage
+from optimizer.package import golden as pairs_file
+from optimizer.package.golden import GoldenPair
+from optimizer.package.manifest import SCHEMA_FAMILY, to_text
+from passes.kit.model import Model
+
+MODEL = "model.onnx"
+WEIGHTS = "model.onnx.data"
+MANIFEST = "manifest.json"
+EVIDENCE = "evidence.json"
+REPORT = "report.md"
+GOLDEN = "golden"
+SUMS = "SHA256SUMS"
+"""Digests of every other file, in the form that ``sha256sum -c`` reads."""
+
+KNOWN = frozenset({MODEL, WEIGHTS, MANIFEST, EVIDENCE, REPORT, GOLDEN, SUMS})
+
+EXTERNAL_ABOVE_BYTES = 1_500_000_000
+"""Weights beyond this stand beside the graph: one protobuf message cannot pass 2 GiB."""
+
+_ALIGNMENT = 4096  # a page, so that a runtime can map each tensor
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What goes into an artifact. ``manifest`` is without ``files``, which writing adds."""
+
+    model: Model
+    manifest: Mapping[str, Any]
+    evidence: Mapping[str, Any]
+    report: str
+    golden: Sequence[GoldenPair] = ()
+
+
+def write(
+    folder: Path, contents: Contents, *, overwrite: bool = False, external_above: int = EXTERNAL_ABOVE_BYTES
+) -> Path:
+    """Write the artifact to ``folder`` and return its real path.
+
+    Everything is written and synced beside it under a temporary name, then renamed; whatever goes wrong, Ctrl-C
+    included, nothing is left behind and an artifact that was there stays. Raises :class:`~optimizer.faults.Fault`:
+    usage when the output exists (see :func:`check_output`), broken when the disk is full, read-only or forbidden.
+    """
+    check_output(folder, overwrite=overwrite)
+    place = folder.absolute().resolve()
+    with _faults_at(place), _parents(place.parent):
+        partial = place.parent / f".{place.name}.{secrets.token_hex(4)}.partial"
+        try:
+            partial.mkdir()
+            _fill(partial, contents, external_above)
+            _put_in_place(partial, place, overwrite)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return place
+
+
+def check_output(folder: Path, *, overwrite: bool) -> None:
+    """Whether an artifact may be written there, asked before any work is done.
+
+    Raises a usage :class:`~optimizer.faults.Fault` when something exists there and ``overwrite`` was not given, or
+    when what is there is not an artifact of ours and nothing else (overwriting deletes it).
+    """
+    if not os.path.lexists(folder):
+        return
+    if not overwrite:
+        raise _exists(folder)
+    if folder.exists() and not _is_artifact(folder):
+        raise usage(
+            "this exists and is not a Lathe artifact, so it is not overwritten",
+            where=str(folder),
+            hint="choose another --output, or remove it yourself",
+            code="not-an-artifact",
+        )
+    extra = sorted({p.name for p in folder.iterdir()} - KNOWN) if folder.exists() else []
+    if extra:
+        raise usage(
+            f"the artifact there also holds '{extra[0]}', which overwriting would delete",
+            where=str(folder),
+            hint="move it away, or choose another --output",
+            code="output-has-extras",
+        )
+
+
+def _exists(folder: Path) -> Fault:
+    return usage(
+        "the output exists already",
+        where=str(folder),
+        hint="choose another --output, or give --overwrite",
+        code="output-exists",
+    )
+
+
+def _is_artifact(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    if not any(folder.iterdir()):
+        return True  # an empty folder has nothing to lose
+    try:
+        schema = json.loads((folder / MANIFEST).read_text("utf-8"))["schema"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return str(schema).startswith(SCHEMA_FAMILY)
+
+
+# -- filling the folder ------------------------------------------------------------------------------------------------
+def _fill(folder: Path, contents: Contents, external_above: int) -> None:
+    names = _write_model(folder, contents.model, external_above)
+    names += _write_golden(folder, contents.golden)
+    # Outputs and measurements differ between machines, so the manifest lists only what a replay gives again.
+    replayed = [n for n in names if not n.endswith("_output.npz")]
+    manifest = {**contents.manifest, "files": {n: describe_file(folder / n) for n in replayed}}
+    _write_text(folder / MANIFEST, to_text(manifest))
+    _write_text(folder / EVIDENCE, to_text(contents.evidence))
+    _write_text(folder / REPORT, contents.report)
+    names += [MANIFEST, EVIDENCE, REPORT]
+    sums = {n: describe_file(folder / n)["sha256"] for n in names}
+    _write_text(folder / SUMS, "".join(f"{sums[n]}  {n}\n" for n in sorted(sums)))
+    for inner in (folder / GOLDEN, folder):
+        _sync_folder(inner)
+
+
+def _write_model(folder: Path, model: Model, external_above: int) -> list[str]:
+    if model.weight_bytes() <= external_above:
+        with _create(folder / MODEL) as stream:
+            stream.write(model.to_bytes())
+        return [MODEL]
+    with _create(folder / WEIGHTS) as stream:
+        proto = model.to_proto(_Weights(stream).place)
+    with _create(folder / MODEL) as stream:
+        stream.write(proto.SerializeToString(deterministic=True))
+    return [MODEL, WEIGHTS]
+
+
+class _Weights:
+    """The external data file: tensors in graph order, each on its own page, equal tensors once."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._offsets: dict[str, int] = {}
+
+    def place(self, tensor: ir.TensorProtocol, digest: str) -> ir.ExternalTensor:
+        if digest not in self._offsets:
+            self._stream.write(bytes(-self._stream.tell() % _ALIGNMENT))
+            self._offsets[digest] = self._stream.tell()
+            self._stream.write(tensor.tobytes())
+        shape = ir.Shape(tensor.shape.numpy())
+        return ir.ExternalTensor(WEIGHTS, self._offsets[digest], tensor.nbytes, tensor.dtype, shape=shape, name="")
+
+
+def _write_golden(folder: Path, golden: Sequence[GoldenPair]) -> list[str]:
+    names = []
+    if golden:
+        (folder / GOLDEN).mkdir()
+    for i, pair in enumerate(golden):
+        for kind, values in (("input", pair.feeds), ("output", pair.outputs)):
+            names.append(f"{GOLDEN}/{i:04d}_{kind}.npz")
+            with _create(folder / names[-1]) as stream:
+                pairs_file.write(stream, values)
+    return names
+
+
+def _write_text(path: Path, text: str) -> None:
+    with _create(path) as stream:
+        stream.write(text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def _create(path: Path) -> Iterator[IO[bytes]]:
+    """A new file, on the disk by the time the block ends."""
+    with path.open("xb") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    if sys.platform == "win32" or not folder.is_dir():
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """``sha256`` and ``size`` of a file."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return {"sha256": digest.hexdigest(), "size": size}
+
+
+# -- into place --------------------------------------------------------------------------------------------------------
+def _put_in_place(partial: Path, place: Path, overwrite: bool) -> None:
+    if place.exists() and overwrite:
+        _swap(partial, place)
+    else:
+        try:
+            partial.rename(place)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise _exists(place) from error
+            raise
+    _sync_folder(place.parent)
+
+
+def _swap(partial: Path, place: Path) -> None:
+    """Exchange the two folders in one step where the system can; else move the old one aside and back on failure.
+
+    Afterwards ``partial`` holds the old artifact, or is gone.
+    """
+    if _exchange(partial, place):
+        return
+    aside = partial.with_suffix(".old")
+    place.rename(aside)
+    try:
+        partial.rename(place)
+    except BaseException:
+        aside.rename(place)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Linux's ``renameat2(RENAME_EXCHANGE)``; false where it is missing or the file system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    done: int = call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    return done == 0
+
+
+# -- when it goes wrong ------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def _parents(folder: Path) -> Iterator[None]:
+    """Make the folders that are missing on the way to the output; take them away again should the block fail."""
+    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for made in missing:
+            with contextlib.suppress(OSError):
+                made.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _faults_at(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise disk_fault(error, place) from error
+
+
+def disk_fault(error: OSError, place: Path) -> Fault:
+    """What the system refused, as a fault with the path and what to do about it."""
+    hints = {
+        errno.ENOSPC: ("disk-full", "the disk is full", "free some space, or choose another --output"),
+        errno.EDQUOT: ("disk-full", "the disk quota is used up", "free some space, or choose another --output"),
+        errno.EROFS: ("read-only", "the file system is read-only", "choose another --output"),
+        errno.EACCES: ("no-permission", "there is no permission to write here", "choose another --output"),
+        errno.EPERM: ("no-permission", "there is no permission to write here", "choose another --output"),
+    }
+    reason = error.strerror or str(error)
+    code, message, hint = hints.get(error.errno or 0, ("cannot-write", f"cannot be written: {reason}", ""))
+    return broken(message, where=str(place), hint=hint, code=code)

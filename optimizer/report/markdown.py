@@ -1,0 +1,102 @@
+"""``report.md``: a record as plain Markdown, for whoever receives the artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from optimizer.records import Outcome, PassNote, Record, Step
+from optimizer.report import words
+
+
+def report(record: Record) -> str:
+    """The whole page. Says nothing of where on a disk things lie."""
+    parts = [
+        f"# {words.source_name(record)}: {record.outcome}",
+        _escape(words.headline(record)),
+        _escape(f"Measured on {words.scene(record)}."),
+        _measured(record),
+        _what_ships(record),
+        _tried(record.steps),
+        _list("Warnings", record.warnings),
+        _environment(record),
+        _how_to_use(record),
+    ]
+    return "\n\n".join(p for p in parts if p) + "\n"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; pipes and line breaks inside cells are escaped."""
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines += ["| " + " | ".join(_escape(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _measured(record: Record) -> str:
+    rows = words.before_and_after(record)
+    if not rows:
+        return ""
+    notes = []
+    for side, found in (("source", record.baseline), ("result", record.final)):
+        if found and found.latency_ms:
+            notes.append(f"{side}: {found.latency_ms.runs} runs, {found.latency_ms.clock} time")
+        if found and found.quality:
+            notes.append(f"{side}: {found.quality.metric} on {found.quality.samples} samples")
+    caption = f"\n\nIntervals are 95 %. {'; '.join(notes)}." if notes else ""
+    return "## What was measured\n\n" + table(("", "source", "result"), rows) + _escape(caption)
+
+
+def _what_ships(record: Record) -> str:
+    if not record.recipe:
+        return ""
+    text = f"## What ships\n\nRecipe: `{record.recipe}`"
+    if record.confirm:
+        need = f" ({record.confirm.need})" if record.confirm.need else ""
+        text += _escape(f"\n\nConfirmed on samples that nobody had looked at: {record.confirm.judgement}, ")
+        text += _escape(f"{record.confirm.reason}{need}.")
+    notes = next((s.passes for s in reversed(record.steps) if s.recipe == record.recipe and s.passes), ())
+    if notes:
+        rows = [(n.name, n.exactness, str(n.changes), _remarks(n)) for n in notes]
+        text += "\n\n" + table(("pass", "promise", "changes", "remarks"), rows)
+    return text
+
+
+def _remarks(note: PassNote) -> str:
+    if note.fault:
+        return f"left out: {note.fault}"
+    shown = "; ".join(note.skips[:3])
+    return f"{shown}; and {len(note.skips) - 3} more" if len(note.skips) > 3 else shown
+
+
+def _tried(steps: Sequence[Step]) -> str:
+    if not steps:
+        return ""
+    rows = [words.step_cells(s) for s in steps]
+    return "## What was tried\n\n" + table(("recipe", "verdict", "measured", "why"), rows)
+
+
+def _list(title: str, lines: Sequence[str]) -> str:
+    return f"## {title}\n\n" + "\n".join(f"- {_escape(line)}" for line in lines) if lines else ""
+
+
+def _environment(record: Record) -> str:
+    flat = {k: v for k, v in record.environment.items() if not isinstance(v, dict)}
+    packages = record.environment.get("packages")
+    lines = [f"{k.replace('_', ' ')}: {words.size(v) if k.endswith('_bytes') else v}" for k, v in flat.items()]
+    if isinstance(packages, dict):
+        lines.append("packages: " + ", ".join(f"{k} {v}" for k, v in sorted(packages.items())))
+    return _list("Where it was measured", lines)
+
+
+def _how_to_use(record: Record) -> str:
+    if record.outcome is Outcome.NONE:
+        return ""
+    return (
+        "## How to use it\n\n"
+        "`model.onnx` has the inputs and outputs of the source. `lathe verify .` checks that nothing was changed "
+        "on the way and that it gives the same answers on your machine; `manifest.json` says how to make it again, "
+        "`evidence.json` holds every measurement."
+    )
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("\r", " ").replace("\n\n", "\0").replace("\n", " ").replace("\0", "\n\n")

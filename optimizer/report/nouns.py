@@ -1,0 +1,102 @@
+"""What the smaller reports hold: plain data that the rooms above fill in and this room turns into text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from optimizer.records import Interval, Latency, Quality
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that does not work here, and the one line that mends it."""
+
+    what: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """What this machine can run. ``features`` are the CPU features that targets ask for and this CPU has."""
+
+    version: str
+    python: str
+    system: str
+    cpu: str
+    cores: int
+    memory_bytes: int
+    features: tuple[str, ...]
+    target: str | None
+    packages: Mapping[str, str]
+    providers: tuple[str, ...]
+    problems: tuple[Problem, ...] = ()
+    missing: tuple[str, ...] = field(default=())
+
+
+class Row(Protocol):
+    """One line of a benchmark: a model under one provider, batch size and number of threads."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def provider(self) -> str: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def latency(self) -> Latency | None: ...
+    @property
+    def throughput(self) -> float | None: ...
+    @property
+    def speedup(self) -> Interval | None: ...
+    @property
+    def memory_bytes(self) -> int | None: ...
+    @property
+    def load_ms(self) -> float | None: ...
+    @property
+    def size_bytes(self) -> int | None: ...
+    @property
+    def quality(self) -> Quality | None: ...
+    @property
+    def reason(self) -> str: ...
+
+
+class Check(Protocol):
+    """One finding of the receiver's check."""
+
+    @property
+    def check(self) -> str: ...
+    @property
+    def ok(self) -> bool: ...
+    @property
+    def detail(self) -> str: ...
+    @property
+    def warning(self) -> bool: ...
+
+
+class Checked(Protocol):
+    """What the receiver's check came to."""
+
+    @property
+    def ok(self) -> bool: ...
+    @property
+    def findings(self) -> Sequence[Check]: ...
+    @property
+    def folder(self) -> str: ...
+
+
+class Kept(Protocol):
+    """One file of the cache; ``used`` is seconds since the epoch."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def used(self) -> float: ...

@@ -1,0 +1,187 @@
+"""Benchmarks, inspections, checks, doctor's findings and the cache as renderables for a terminal."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from optimizer.records import PassNote
+from optimizer.report import words
+from optimizer.report.console import line, table
+from optimizer.report.inspection import Inspection
+from optimizer.report.nouns import Checked, Doctor, Kept, Row
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+LONGEST_LIST = 12
+
+
+def benchmark(rows: Sequence[Row]) -> RenderableType:
+    """A table of speed for every provider, batch size and number of threads, then one of what each model weighs."""
+    from rich.console import Group
+
+    names = short_names([r.model for r in rows])
+    parts: list[RenderableType] = []
+    for (provider, batch, threads), found in groupby(rows, key=lambda r: (r.provider, r.batch, r.threads)):
+        title = f"{provider}, batch {batch}, {threads} thread{'s' if threads != 1 else ''}"
+        cells = [(names[r.model], *_speed_cells(r)) for r in found]
+        head = ("model", "p50 ms", "p90", "p99", "per s", "speed-up")
+        parts += [table(head, cells, title=title, right=(1, 2, 3, 4)), ""]
+    parts.append(_weights(rows, names))
+    parts += [line(names[r.model], r.reason, "yellow") for r in rows if r.reason]
+    return Group(*parts)
+
+
+def _speed_cells(row: Row) -> tuple[str, ...]:
+    found = row.latency
+    if found is None:
+        return ("failed", "", "", "", "")
+    tails = [words.significant(v) if v is not None else words.NOTHING for v in (found.p90, found.p99)]
+    p50 = f"{words.significant(found.p50)} [{words.significant(found.low)}, {words.significant(found.high)}]"
+    rate = words.count(row.throughput) if row.throughput else words.NOTHING
+    return (p50, *tails, rate, words.times(row.speedup))
+
+
+def _weights(rows: Sequence[Row], names: Mapping[str, str]) -> RenderableType:
+    best: dict[str, Row] = {}
+    for row in rows:
+        if row.model not in best or best[row.model].latency is None:
+            best[row.model] = row
+    cells = []
+    for row in best.values():
+        quality = f"{words.metric_value(row.quality)} {row.quality.metric}" if row.quality else words.NOTHING
+        loading = words.milliseconds(row.load_ms)
+        cells.append((names[row.model], words.size(row.size_bytes), words.size(row.memory_bytes), loading, quality))
+    return table(("model", "size", "memory", "load", "quality"), cells, right=(1, 2, 3))
+
+
+def short_names(models: Sequence[str]) -> dict[str, str]:
+    """Model names without the folders that are not needed to tell them apart."""
+    unique = list(dict.fromkeys(models))
+    for depth in range(1, 1 + max((len(PurePath(m).parts) for m in unique), default=0)):
+        short = {m: "/".join(PurePath(m).parts[-depth:]) for m in unique}
+        if len(set(short.values())) == len(unique):
+            return short
+    return {m: m for m in unique}
+
+
+def inspection(found: Inspection) -> RenderableType:
+    """Everything that ``lathe inspect`` shows."""
+    from rich.console import Group
+
+    ports = [("input", str(p)) for p in found.inputs] + [("output", str(p)) for p in found.outputs]
+    parts: list[RenderableType] = [line(kind, text) for kind, text in _shorten(ports)]
+    opsets = ", ".join(f"{domain} {version}" for domain, version in found.opsets.items())
+    parts.append(line("format", f"IR {found.ir_version}, opset {opsets or 'none'}"))
+    if found.producer:
+        parts.append(line("made by", found.producer))
+    types = ", ".join(f"{words.size(n)} {kind}" for kind, n in found.weight_types.items())
+    weights = f"{words.count(found.parameters)} parameters" + (f" in {types}" if types else "")
+    parts.append(line("weights", weights))
+    if found.external:
+        parts.append(line("weight files", ", ".join(found.external)))
+    parts += [line("work", _work(found)), line("quantized", found.quantized or "no")]
+    inner = f", {found.subgraphs} nested graphs" if found.subgraphs else ""
+    local = f", {found.functions} local functions" if found.functions else ""
+    parts.append(line("operators", f"{found.nodes} in all{inner}{local}: {_ops(found.ops)}"))
+    if found.passes:
+        parts += ["", pass_notes(found.passes)]
+    return Group(*parts)
+
+
+def pass_notes(notes: Sequence[PassNote]) -> RenderableType:
+    """What each pass would do."""
+    rows = [(n.name, n.exactness, _would(n), n.fault or _few(n.skips, 3)) for n in notes]
+    return table(("pass", "promise", "would", "remarks"), rows, title="what each pass would do", ratios=(4, 2, 3, 8))
+
+
+def _would(note: PassNote) -> str:
+    if note.fault:
+        return "fail"
+    return f"make {note.changes} change{'s' if note.changes != 1 else ''}" if note.changes else "change nothing"
+
+
+def _few(texts: Sequence[str], most: int) -> str:
+    rest = f"; and {len(texts) - most} more" if len(texts) > most else ""
+    return "; ".join(texts[:most]) + rest
+
+
+def _ops(ops: Mapping[str, int]) -> str:
+    shown = [f"{name} {n}" for name, n in list(ops.items())[:LONGEST_LIST]]
+    rest = f", and {len(ops) - LONGEST_LIST} other kinds" if len(ops) > LONGEST_LIST else ""
+    return ", ".join(shown) + rest
+
+
+def _shorten(ports: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    if len(ports) <= 2 * LONGEST_LIST:
+        return ports
+    return [*ports[:LONGEST_LIST], ("", f"and {len(ports) - 2 * LONGEST_LIST} more"), *ports[-LONGEST_LIST:]]
+
+
+def _work(found: Inspection) -> str:
+    text = f"{words.count(found.work.total)} multiply-accumulates a run"
+    if found.assumed:
+        text += " with " + ", ".join(f"{name}={size}" for name, size in found.assumed.items())
+    if found.work.unknown:
+        text += "; not counted: " + ", ".join(f"{n} {op}" for op, n in found.work.unknown.items())
+    return text
+
+
+def checked(report: Checked) -> RenderableType:
+    """Every finding of ``lathe verify`` and the verdict."""
+    from rich.console import Group
+    from rich.text import Text
+
+    marks = {True: Text("ok", "green"), False: Text("WRONG", "bold red")}
+    rows = table(("", "check", "finding"), [], ratios=(2, 4, 15))
+    for f in report.findings:
+        rows.add_row(Text("note", "yellow") if f.ok and f.warning else marks[f.ok], Text(f.check), Text(f.detail))
+    wrong = sum(not f.ok for f in report.findings)
+    verdict = f"{report.folder} holds" if report.ok else f"{report.folder} does not hold: {wrong} of the checks failed"
+    return Group(rows, Text(verdict, "bold green" if report.ok else "bold red"))
+
+
+def doctor(found: Doctor) -> RenderableType:
+    """What this machine can run, and what to mend."""
+    from rich.console import Group
+
+    packages = ", ".join(f"{name} {version}" for name, version in sorted(found.packages.items()))
+    facts = [
+        ("lathe", f"{found.version} on Python {found.python}, {found.system}"),
+        ("cpu", f"{found.cpu}, {found.cores} core{'s' if found.cores != 1 else ''}"),
+        ("features", ", ".join(found.features) or "none that a target asks for"),
+        ("memory", words.size(found.memory_bytes)),
+        ("target", found.target or "none fits: name one with --target"),
+        ("packages", packages),
+        ("not there", ", ".join(found.missing)),
+        ("providers", ", ".join(found.providers) or "none"),
+    ]
+    parts: list[RenderableType] = [line(label, text) for label, text in facts if text]
+    parts += [line("problem", f"{p.what}. To mend it: {p.fix}", "bold red") for p in found.problems]
+    return Group(*parts, "" if found.problems else line("verdict", "everything that Lathe needs is here", "green"))
+
+
+def cache(entries: Sequence[Kept], folder: str) -> RenderableType:
+    """How much of what lies in the cache."""
+    from rich.console import Group
+
+    kinds: dict[str, list[Kept]] = {}
+    for entry in entries:
+        kinds.setdefault(entry.kind, []).append(entry)
+    rows = [(kind, str(len(found)), _total(found), _day(found)) for kind, found in sorted(kinds.items())]
+    total = line(folder, f"{len(entries)} files, {_total(entries)}")
+    head = ("kind", "files", "size", "last used")
+    return Group(total, table(head, rows, right=(1, 2))) if rows else total
+
+
+def _total(entries: Sequence[Kept]) -> str:
+    return words.size(sum(e.size_bytes for e in entries))
+
+
+def _day(entries: Sequence[Kept]) -> str:
+    latest = datetime.datetime.fromtimestamp(max(e.used for e in entries))
+    return latest.strftime("%Y-%m-%d %H:%M")

@@ -1,0 +1,132 @@
+"""The world as a pass sees it: answers to its questions, each remembered by what it depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from optimizer.runtime import sessions
+from optimizer.runtime.sessions import JOBS, Site
+from passes.kit import reducers as kit
+from passes.kit.context import Feeds, NoData
+from passes.kit.model import Model
+from passes.kit.reducers import Reducer
+from passes.kit.target import Target
+
+Array = np.ndarray[Any, Any]
+
+FETCH_BUDGET_BYTES = 64 * 2**20
+"""Activations that one calibration batch may hand over at once; the batch is sized from the first sample."""
+
+LARGEST_BATCH = 16
+
+
+class Memory(Protocol):
+    """Where models and answers are kept between questions."""
+
+    def put_model(self, model: Model) -> Path: ...
+
+    def get_answer(self, key: str) -> Any | None: ...
+
+    def put_answer(self, key: str, answer: Any) -> None: ...
+
+
+class Calibration(Protocol):
+    """Calibration samples: feed dicts with the number of real samples in each, and their digest."""
+
+    def fed(self, batch: int) -> int: ...
+
+    def feeds(self, batch: int) -> Iterable[tuple[dict[str, Array], int]]: ...
+
+    def digest(self) -> str: ...
+
+
+@dataclass
+class World:
+    """A :class:`passes.kit.context.Context` backed by the runtime, the calibration data and a memory."""
+
+    target: Target
+    seed: int
+    site: Site
+    memory: Memory
+    key_of: Callable[..., str]
+    samples: Calibration | None = None
+    answered: list[str] = field(default_factory=list)
+
+    def stats(self, model: Model, reducers: Mapping[str, Reducer]) -> dict[str, Reducer]:
+        """Fold activations of ``model`` over the calibration samples. Raises :class:`NoData` without any."""
+        if self.samples is None:
+            raise NoData("there is no calibration data")
+        specs = {name: reducer.spec() for name, reducer in reducers.items()}
+        key = self.key_of("stats", model.digest(), self.samples.digest(), specs, self.site.runtime)
+        states = self.memory.get_answer(key)
+        if states is None:
+            states = self._fold(model, specs)
+            self.memory.put_answer(key, states)
+        self.answered.append(key)
+        return {name: _filled(specs[name], state) for name, state in states.items()}
+
+    def _fold(self, model: Model, specs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Array]]:
+        assert self.samples is not None
+        path = self.memory.put_model(exposing(model, list(specs)))
+        with sessions.worker() as worker:
+            handle = worker.call(JOBS + "begin_fold", path=str(path), specs=specs, **self.site.plain())
+            feed, count = next(iter(self.samples.feeds(1)))
+            weight = worker.call(JOBS + "weigh", handle=handle, feeds=feed) // max(1, count)
+            batch = max(1, min(LARGEST_BATCH, FETCH_BUDGET_BYTES // max(1, weight)))
+            for feed, real in self.samples.feeds(batch):
+                worker.call(JOBS + "fold", handle=handle, feeds=feed, fed=self.samples.fed(batch), real=real)
+            states: dict[str, dict[str, Array]] = worker.call(JOBS + "end_fold", handle=handle)
+        return states
+
+    def run(self, model: Model, feeds: Sequence[Feeds], fetch: Sequence[str]) -> list[dict[str, Array]]:
+        """The named values for each of ``feeds``, with the runtime's own optimizer off."""
+        path = self.memory.put_model(exposing(model, fetch))
+        with sessions.worker() as worker:
+            outputs = sessions.run(worker, path, [dict(f) for f in feeds], self.site, optimize=False)
+        return [{name: out[name] for name in fetch} for out in outputs]
+
+    def cost(self, model: Model) -> float:
+        """Milliseconds of one run of ``model``: the median of a short measurement. Needs calibration samples."""
+        if self.samples is None:
+            raise NoData("there is no data to time the model with")
+        feed, _ = next(iter(self.samples.feeds(1)))
+        with sessions.worker() as worker:
+            sessions.begin_timing(worker, self.memory.put_model(model), feed, self.site)
+            taken = worker.call(JOBS + "time_block", runs=10, clock=self.site.clock)
+        return float(np.median(taken))
+
+
+def exposing(model: Model, names: Sequence[str]) -> Model:
+    """A fork of ``model`` whose outputs are exactly the named values of its main graph (inputs may be among them)."""
+    fork = model.fork()
+    graph = fork.graph
+    values = {v.name: v for v in (*graph.inputs, *graph.initializers.values(), *(o for n in graph for o in n.outputs))}
+    missing = [n for n in names if n not in values]
+    if missing:
+        raise KeyError(f"no value named {missing[0]!r} in the main graph")
+    del graph.outputs[:]
+    for name in names:
+        graph.outputs.append(_fetchable(graph, values[name], name))
+    return fork
+
+
+def _fetchable(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
+    """An output of that name: an input cannot be an output by itself, so it goes through an Identity."""
+    if not value.is_graph_input():
+        return value
+    node = ir.Node("", "Identity", [value], name=f"{name}/expose")
+    node.outputs[0].name = f"{name}/exposed"
+    graph.append(node)
+    return node.outputs[0]
+
+
+def _filled(spec: dict[str, Any], state: dict[str, Array]) -> Reducer:
+    reducer = kit.build(spec)
+    reducer.arrays = {k: np.asarray(v) for k, v in state.items()}
+    return reducer

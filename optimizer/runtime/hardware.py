@@ -1,0 +1,152 @@
+"""What this machine is, and which target describes it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from optimizer.faults import bad_input, cannot, usage
+from passes.kit.options import closest
+from passes.kit.target import Target
+
+TARGETS = Path(__file__).parents[1] / "targets"
+
+# What an onnxruntime release is sure to load: opset of the default domain and IR version. A release in between has
+# the row before it. Source: onnxruntime's docs/Versioning.md with onnx's own table of opset and IR per release,
+# read conservatively; the last row was measured.
+_RUNTIME_CEILINGS: Mapping[str, tuple[int, int]] = {
+    "1.12": (16, 8),
+    "1.14": (18, 8),
+    "1.16": (19, 9),
+    "1.17": (20, 9),
+    "1.18": (21, 10),
+    "1.21": (22, 10),
+    "1.23": (23, 11),
+    "1.31": (27, 13),
+}
+
+
+@dataclass(frozen=True)
+class Host:
+    """The machine at hand. ``features`` are CPU flags as Linux names them, memory is in bytes."""
+
+    cpu: str
+    architecture: str
+    features: frozenset[str]
+    cores: int
+    memory_bytes: int
+    system: str
+
+
+@cache
+def host() -> Host:
+    """Read this machine's description."""
+    info = _cpuinfo()
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, AttributeError, OSError):
+        memory = 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    name = info.get("model name") or info.get("Processor") or platform.processor() or "unknown CPU"
+    flags = frozenset((info.get("flags") or info.get("Features") or "").split())
+    return Host(name, platform.machine(), flags, cores, memory, f"{platform.system()} {platform.release()}")
+
+
+def target_names() -> tuple[str, ...]:
+    """Names of the targets that come with Lathe."""
+    return tuple(sorted(p.stem for p in TARGETS.glob("*.toml")))
+
+
+def load_target(name: str) -> Target:
+    """A target by name or by the path of a TOML file. Raises a Fault that says what is wrong with it."""
+    path = TARGETS / f"{name}.toml" if name in target_names() else Path(name)
+    if path.suffix != ".toml":
+        raise usage(f"no target '{name}'{closest(name, target_names())}", hint=f"Known: {', '.join(target_names())}.")
+    try:
+        return Target.from_toml(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise bad_input(f"cannot read the target file: {error.strerror}", where=str(path)) from error
+    except (tomllib.TOMLDecodeError, ValueError, TypeError) as error:
+        raise bad_input(f"not a target file: {error}", where=str(path)) from error
+
+
+def detect_target() -> Target:
+    """The target that fits this machine. Raises a Fault (exit 4) when none does."""
+    features = host().features
+    fitting = [t for t in map(load_target, target_names()) if features & set(t.requires)]
+    if not fitting:
+        hint = f"Name the deployment site with --target ({', '.join(target_names())})."
+        raise cannot(f"no target describes this machine ({host().cpu})", hint=hint, code="no-target")
+    return max(fitting, key=lambda t: t.weight_range)
+
+
+def with_runtime(target: Target, requirement: str | None) -> Target:
+    """``target`` with the opset and IR ceilings of an older consumer, given as ``onnxruntime==1.18``."""
+    from dataclasses import replace
+
+    if requirement is None:
+        return target
+    name, _, version = requirement.partition("==")
+    release = ".".join(version.split(".")[:2])
+    if name.strip() != "onnxruntime" or not release.replace(".", "").isdigit():
+        raise usage(f"cannot read the runtime '{requirement}'", hint="Write it as onnxruntime==1.18.")
+    fitting = [row for row in _RUNTIME_CEILINGS if _release(row) <= _release(release)]
+    if not fitting:
+        raise usage(f"onnxruntime {release} is older than the oldest known, {next(iter(_RUNTIME_CEILINGS))}")
+    opset, ir = _RUNTIME_CEILINGS[fitting[-1]]
+    ceiling = min(opset, target.max_opset)
+    return replace(
+        target, max_opset=ceiling, max_ir=min(ir, target.max_ir), export_opset=min(ceiling, target.export_opset)
+    )
+
+
+def _release(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))
+
+
+def _cpuinfo() -> dict[str, str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return {}
+    first: dict[str, str] = {}
+    for line in text.split("\n\n")[0].splitlines():
+        key, _, value = line.partition(":")
+        first[key.strip()] = value.strip()
+    return first
+
+
+def environment() -> dict[str, Any]:
+    """Machine and package versions, for the evidence."""
+    import importlib.metadata
+
+    versions = {}
+    for package in ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxsim", "onnxscript", "torch", "numpy"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    machine = host()
+    return {
+        "cpu": machine.cpu,
+        "cores": machine.cores,
+        "memory_bytes": machine.memory_bytes,
+        "system": machine.system,
+        "python": platform.python_version(),
+        "packages": versions,
+    }
+
+
+def available_memory() -> int:
+    """Bytes of memory that could be used now without swapping (a large number where the system does not say)."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return host().memory_bytes or 1 << 62
+    return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("MemAvailable")), 1 << 62)

@@ -1,0 +1,230 @@
+"""Operations that run inside a worker: everything that needs a session. Arguments and results are plain data."""
+
+from __future__ import annotations
+
+import gc
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optimizer.faults import bad_input
+from optimizer.runtime.providers import open_session, runtime
+from passes.kit import reducers
+from passes.kit.reducers import Reducer
+
+Array = np.ndarray[Any, Any]
+Feeds = dict[str, Any]
+
+WARM_UP_RUNS = 3
+WARM_UP_SECONDS = 0.15
+MAX_KEPT_SESSIONS = 4
+
+_SESSIONS: dict[tuple[Any, ...], Any] = {}
+_FOLDS: dict[str, tuple[Any, dict[str, Reducer]]] = {}
+
+
+def _session(path: str, provider: str, threads: int, optimize: bool) -> Any:
+    key = (path, provider, threads, optimize)
+    if key not in _SESSIONS:
+        while len(_SESSIONS) >= MAX_KEPT_SESSIONS:
+            _SESSIONS.pop(next(iter(_SESSIONS)))
+        _SESSIONS[key] = open_session(path, provider, threads, optimize=optimize)
+    return _SESSIONS[key]
+
+
+def run_model(
+    path: str, feeds: list[Feeds], provider: str, threads: int = 1, optimize: bool = True
+) -> list[dict[str, Any]]:
+    """Outputs by name for each feed dict. The session stays open for the next call."""
+    session = _session(path, provider, threads, optimize)
+    names = [o.name for o in session.get_outputs()]
+    return [dict(zip(names, _run(session, feed), strict=True)) for feed in feeds]
+
+
+def describe(path: str, provider: str, threads: int = 1) -> dict[str, Any]:
+    """Load the model and say what the runtime sees: inputs, outputs, milliseconds to load."""
+    start = time.perf_counter()
+    session = open_session(path, provider, threads)
+    took = (time.perf_counter() - start) * 1e3
+    ports = {"inputs": session.get_inputs(), "outputs": session.get_outputs()}
+    plain = {key: [[p.name, p.type, [str(d) for d in p.shape]] for p in found] for key, found in ports.items()}
+    return {**plain, "load_ms": took, "providers": session.get_providers()}
+
+
+def check(path: str) -> str:
+    """What ``onnx.checker`` objects to, or an empty text."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(path)
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        return lines[0] if lines else type(error).__name__
+    return ""
+
+
+def begin_fold(path: str, specs: dict[str, dict[str, Any]], provider: str, threads: int) -> str:
+    """Open ``path`` with the runtime's optimizer off, to fold its outputs into reducers. Returns a handle."""
+    session = open_session(path, provider, threads, optimize=False)
+    handle = f"fold{len(_FOLDS)}"
+    _FOLDS[handle] = (session, {name: reducers.build(spec) for name, spec in specs.items()})
+    return handle
+
+
+def weigh(handle: str, feeds: Feeds) -> int:
+    """Bytes that one feed fetches, without folding it: the caller sizes its batches by this."""
+    session, folds = _FOLDS[handle]
+    return sum(np.asarray(value).nbytes for value in _run(session, feeds, list(folds)))
+
+
+def fold(handle: str, feeds: Feeds, fed: int, real: int) -> None:
+    """Run one feed of ``fed`` samples, of which the first ``real`` are not padding, and fold the values asked for."""
+    session, folds = _FOLDS[handle]
+    names = list(folds)
+    for name, value in zip(names, _run(session, feeds, names), strict=True):
+        array = np.asarray(value)
+        padded = real < fed and array.ndim > 0 and array.shape[0] == fed
+        folds[name].fold(array[:real] if padded else array)
+
+
+def end_fold(handle: str) -> dict[str, dict[str, Array]]:
+    """The folded state of every reducer; the session is closed."""
+    _, folds = _FOLDS.pop(handle)
+    return {name: {k: np.asarray(v) for k, v in reducer.arrays.items()} for name, reducer in folds.items()}
+
+
+def begin_timing(path: str, feeds: Feeds, provider: str, threads: int) -> dict[str, Any]:
+    """Load one model for timing and warm it up. Returns load time, first-run time and the pace per run (ms)."""
+    before = _resident()
+    start = time.perf_counter()
+    session = open_session(path, provider, threads)
+    load_ms = (time.perf_counter() - start) * 1e3
+    bound = _bind(session, feeds, provider)
+    start = time.perf_counter()
+    bound()
+    first_ms = (time.perf_counter() - start) * 1e3
+    spent, runs, pace = 0.0, 0, first_ms
+    while runs < WARM_UP_RUNS or (spent < WARM_UP_SECONDS * 1e3 and runs < 2000):
+        start = time.perf_counter()
+        bound()
+        took = (time.perf_counter() - start) * 1e3
+        pace = took if not runs else min(pace, took)
+        spent, runs = spent + took, runs + 1
+    _SESSIONS["timing",] = bound
+    gc.collect()
+    gc.disable()
+    return {"load_ms": load_ms, "first_ms": first_ms, "pace_ms": pace, "memory_bytes": max(0, _peak() - before)}
+
+
+def time_block(runs: int, clock: str) -> Array:
+    """Milliseconds of each of ``runs`` runs of the model opened by :func:`begin_timing`, float64 [runs].
+
+    One more run goes before them untimed, because another process had the caches in between.
+    """
+    bound = _SESSIONS["timing",]
+    tick = time.process_time_ns if clock == "cpu" else time.perf_counter_ns
+    bound()
+    taken = np.empty(runs)
+    for i in range(runs):
+        start = tick()
+        bound()
+        taken[i] = (tick() - start) / 1e6
+    return taken
+
+
+def memory_peak() -> int:
+    """Largest resident size that this process has had, bytes."""
+    return _peak()
+
+
+def apply_native(path: str, recipe: str, target: dict[str, Any], out: str) -> dict[str, Any]:
+    """Run one pass that wraps native code on the model at ``path``; the result is written to ``out``.
+
+    Such passes get no door to the world: their context has a target and a seed only.
+    """
+    import onnx
+
+    from passes.catalogue import build
+    from passes.kit.model import Model
+    from passes.kit.recipe import Recipe
+    from passes.kit.target import Target
+
+    proto = onnx.load(path, load_external_data=False)
+    model = Model.from_proto(proto, base_dir=str(Path(path).parent))
+    (subject,) = build(Recipe.parse(recipe))
+    result = subject(model, _Isolated(Target.from_toml(target)))
+    if result.changes:
+        Path(out).write_bytes(result.model.to_bytes())
+    return {
+        "changes": [[c.rule, c.where, c.detail] for c in result.changes],
+        "skips": [[s.rule, s.where, s.reason] for s in result.skips],
+    }
+
+
+class _Isolated:
+    """The context of a native pass: nothing can be asked."""
+
+    def __init__(self, target: Any) -> None:
+        self.target = target
+        self.seed = 0
+
+    def stats(self, model: Any, reducers: Any) -> Any:
+        raise RuntimeError("a native pass cannot ask for activations")
+
+    def run(self, model: Any, feeds: Any, fetch: Any) -> Any:
+        raise RuntimeError("a native pass cannot run models")
+
+    def cost(self, model: Any) -> float:
+        raise RuntimeError("a native pass cannot time models")
+
+
+def _run(session: Any, feeds: Feeds, names: list[str] | None = None) -> list[Any]:
+    wanted = {i.name for i in session.get_inputs()}
+    try:
+        return list(session.run(names, {k: v for k, v in feeds.items() if k in wanted}))
+    except Exception as error:
+        line = str(error).strip().splitlines()[0][:400] if str(error).strip() else type(error).__name__
+        raise bad_input(f"onnxruntime failed while running the model: {line}", code="runtime-failed") from error
+
+
+def _bind(session: Any, feeds: Feeds, provider: str) -> Any:
+    """A call that runs the model once. On devices inputs and outputs are bound there, and the call waits for it."""
+    if provider == "CPUExecutionProvider":
+        return lambda: _run_bare(session, feeds)
+    binding = session.io_binding()
+    kind = "cuda" if provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider") else "cpu"
+    ort = runtime()
+    for name, array in feeds.items():
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(np.asarray(array), kind, 0))
+    for output in session.get_outputs():
+        binding.bind_output(output.name, kind)
+
+    def run() -> None:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    return run
+
+
+def _run_bare(session: Any, feeds: Feeds) -> None:
+    session.run(None, feeds)
+
+
+def _resident() -> int:
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    return _status("VmHWM")
+
+
+def _status(key: str) -> int:
+    try:
+        text = Path("/proc/self/status").read_text()
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(key))

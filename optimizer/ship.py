@@ -1,0 +1,196 @@
+"""What ships: the chosen model with its record, manifest, evidence, report and golden pairs, written whole."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optimizer.data.samples import Samples
+from optimizer.data.synthetic import synthetic
+from optimizer.decide.judge import unmet
+from optimizer.faults import Fault, limit_not_met
+from optimizer.measure.scales import QualityReading, SpeedReading
+from optimizer.package import artifact, golden, manifest
+from optimizer.package.golden import GoldenPair
+from optimizer.records import Confidence, Interval, Judgement, Measured, Outcome, Record, Step, Verdict, to_plain
+from optimizer.report import markdown
+from optimizer.runtime import hardware, sessions
+from optimizer.verify.apply import Candidate
+from optimizer.workshop import Bench
+from passes.kit.model import Model
+from passes.kit.recipe import Recipe
+
+GOLDEN_PAIRS = 3
+SAME = Interval(1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen to ship and why. ``candidate`` is ``None`` when the source itself ships."""
+
+    candidate: Candidate | None
+    label: str
+    quality: QualityReading | None
+    speed: SpeedReading
+    verdict: Verdict
+    looks: int
+
+    @property
+    def lossy(self) -> bool:
+        return self.candidate is not None and self.candidate.lossy
+
+
+def output_folder(bench: Bench) -> Path:
+    """Where the artifact goes: ``--output``, else ``./NAME.lathe``."""
+    named = bench.settings.output
+    return named if named is not None else Path.cwd() / f"{bench.source.name}.lathe"
+
+
+def check_output(bench: Bench) -> None:
+    """Refuse an output that exists, before the long work is done."""
+    artifact.check_output(output_folder(bench), overwrite=bench.settings.overwrite)
+
+
+def ship(bench: Bench, choice: Choice, steps: Sequence[Step], seconds: float) -> Record:
+    """Write the artifact and return the record. Raises a Fault (exit 1) when a limit that the user set is not met."""
+    record = record_of(bench, choice, steps, seconds)
+    require_limits(bench, choice)
+    model = choice.candidate.model if choice.candidate else bench.source.model
+    recipe = choice.candidate.recipe if choice.candidate else Recipe()
+    pairs = golden_pairs(bench, model)
+    tree = manifest.build(
+        model=model,
+        source=manifest.SourceIdentity(bench.source.name, bench.source.kind, bench.source.digest),
+        recipe=recipe,
+        target=bench.target,
+        provider=bench.site.provider,
+        seed=bench.settings.seed,
+        packages=shaping_packages(),
+        data=data_digests(bench),
+        metric=bench.metric.name if bench.metric else None,
+        budget=record.budget,
+        lossy=choice.lossy,
+        golden=pairs,
+        golden_origin=bench.settings.golden,
+        runs_at={"batch": bench.settings.batch, "threads": bench.settings.threads},
+    )
+    public = replace(record, artifact=None)
+    contents = artifact.Contents(model, tree, evidence_of(public, choice), markdown.report(public), pairs)
+    place = artifact.write(output_folder(bench), contents, overwrite=bench.settings.overwrite)
+    return replace(record, artifact=str(place))
+
+
+def record_of(bench: Bench, choice: Choice, steps: Sequence[Step], seconds: float) -> Record:
+    """The record of this compile, artifact not yet written."""
+    quality, speed = choice.quality, choice.speed
+    size, source_size = sizes_of(bench, choice)
+    return Record(
+        outcome=outcome_of(choice),
+        source=bench.settings.source.model,
+        artifact=None,
+        recipe=choice.candidate.recipe.text() if choice.candidate else "",
+        baseline=Measured(
+            quality.baseline if quality else None,
+            speed.baseline,
+            source_size,
+            speed.baseline_memory_bytes,
+        ),
+        final=Measured(quality.candidate if quality else None, speed.candidate, size, speed.memory_bytes),
+        speedup=speed.speedup if choice.candidate else SAME,
+        quality_drop=quality.interval if quality else None,
+        confidence=confidence_of(bench, choice),
+        budget=bench.budget.texts(),
+        target=bench.target.name,
+        provider=bench.site.provider,
+        steps=tuple(steps),
+        warnings=(*bench.warnings, *look_warnings(choice), *fault_warnings(choice)),
+        confirm=choice.verdict,
+        environment=hardware.environment(),
+        seconds=seconds,
+    )
+
+
+def sizes_of(bench: Bench, choice: Choice) -> tuple[int, int]:
+    """Bytes of what ships and of the source."""
+    source = bench.source.size_bytes
+    return (choice.candidate.model.file_bytes() if choice.candidate else source), source
+
+
+def outcome_of(choice: Choice) -> Outcome:
+    """Optimized when quality was spent, lossless when not, unchanged when the source ships."""
+    if choice.candidate is None:
+        return Outcome.UNCHANGED
+    return Outcome.OPTIMIZED if choice.lossy else Outcome.LOSSLESS
+
+
+def confidence_of(bench: Bench, choice: Choice) -> Confidence:
+    """How sure the quality claim is. A lossless model is proven by verification on real samples."""
+    if bench.synthetic or not bench.judged or (choice.lossy and bench.budget.unlimited):
+        return Confidence.UNPROVEN
+    if choice.lossy and bench.metric is None:
+        return Confidence.UNPROVEN  # the user's own evaluation gives one number and no interval
+    return Confidence.UNDECIDED if choice.verdict.judgement is Judgement.UNDECIDED else Confidence.PROVEN
+
+
+def require_limits(bench: Bench, choice: Choice) -> None:
+    """A limit on latency, size or memory that what would ship does not meet ends the compile without an artifact."""
+    missed = unmet(bench.budget.limits(), choice.speed, sizes_of(bench, choice))
+    if missed:
+        hint = f"Best within the quality budget was '{choice.label}'. Loosen the limit, or see --json for every recipe."
+        raise limit_not_met(f"the limit cannot be met: {missed[0]}", hint=hint)
+
+
+def look_warnings(choice: Choice) -> tuple[str, ...]:
+    """Confirming again and again on the same samples wears the proof out; say how often it was done."""
+    if choice.looks <= 1:
+        return ()
+    return (f"the confirm samples have now been looked at {choice.looks} times; intervals assume a first look",)
+
+
+def fault_warnings(choice: Choice) -> tuple[str, ...]:
+    """Passes that were left out of what ships."""
+    return choice.candidate.fault_lines() if choice.candidate else ()
+
+
+def golden_pairs(bench: Bench, model: Model) -> tuple[GoldenPair, ...]:
+    """A few inputs with the outputs that the shipped model gives for them: synthetic unless the user says data."""
+    kind = bench.settings.golden
+    if kind == "none":
+        return ()
+    bare = synthetic(model.signature.inputs, GOLDEN_PAIRS, bench.settings.seed)
+    samples: Samples = bench.splits.select if kind == "data" and bench.splits else bare
+    feeds = [feed for feed, _ in samples.take(np.arange(min(GOLDEN_PAIRS, len(samples)))).feeds(1)]
+    path = bench.store.put_model(model)
+    with sessions.worker() as worker:
+        try:
+            outputs = sessions.run(worker, path, feeds, bench.site)
+        except Fault:
+            if kind == "data" or not bench.splits:
+                raise
+            # Synthetic inputs may be out of range for this model (an index, say): then there is nothing to replay.
+            return ()
+    return golden.pairs(feeds, outputs)
+
+
+def evidence_of(record: Record, choice: Choice) -> dict[str, Any]:
+    """Everything measured."""
+    plain: dict[str, Any] = to_plain(record.as_json())
+    return {**plain, "schema": "lathe.evidence/1", "shipped": choice.label}
+
+
+def data_digests(bench: Bench) -> dict[str, str]:
+    """The digest of each split."""
+    if bench.splits is None:
+        return {}
+    return {f.name: getattr(bench.splits, f.name).digest() for f in dataclasses.fields(bench.splits) if f.name != "warnings"}
+
+
+def shaping_packages() -> dict[str, str]:
+    """Versions of the packages that shape the bytes of a model."""
+    found: dict[str, str] = hardware.environment()["packages"]
+    return found

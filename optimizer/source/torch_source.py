@@ -1,0 +1,278 @@
+"""A PyTorch module as a model: built and exported in a worker for user code, its parity measured here."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from optimizer.faults import Fault, bad_input, usage
+from optimizer.plan import SourceRequest
+from optimizer.source import onnx_file, parity
+from optimizer.source.parity import Case, Parity, Run
+from optimizer.source.user_code import Spec, UserWorker, parse
+from passes.kit.model import LARGEST_PROTO_BYTES, Model
+from passes.kit.target import Target
+
+DYNAMO, OLDER = "dynamo", "older"
+DYNAMO_OLDEST_OPSET = 18
+OLDER_NEWEST_OPSET = 20
+ANY_IR = 1000
+"""Exporters write the IR version they know; it is lowered to the target's afterwards."""
+
+EXPORT_SECONDS = 3600.0
+"""How long building or exporting may take before it is given up."""
+
+_DYNAMIC = re.compile(r"([^:]+):(\d+)=([A-Za-z_]\w*)")
+_SHAPE = re.compile(r"([A-Za-z_]\w*):\[?(\d*(?:,\d+)*)\]?(?::([a-z]+\d*))?")
+_SHAPE_DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+
+Dims = dict[str, dict[int, str]]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An export that was taken: the model without the exporter's notes, its size, and how it came about."""
+
+    model: Model
+    size_bytes: int
+    exporter: str
+    parity: Parity | None
+    warnings: tuple[str, ...]
+    beyond: str
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One way to export: with which exporter, at which opset, with which named dimensions."""
+
+    exporter: str
+    opset: int
+    dims: Dims
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an export needs to know. ``roots`` are further folders that user code is imported from."""
+
+    spec: Spec
+    request: SourceRequest
+    target: Target
+    scratch: Path
+    arrays: Mapping[str, np.ndarray[Any, Any]]
+    run: Run | None
+    roots: tuple[str, ...] = ()
+
+
+def open_torch(job: Job) -> Exported:
+    """Build the module that ``job.spec`` names, export it, and measure that the export computes the same.
+
+    Raises :class:`Fault`: exit 2 for texts that name no input, exit 3 for a factory that fails or returns something
+    else, an export that fails in both exporters (``export-failed``) or that differs (``parity``), exit 4 without torch.
+    """
+    with UserWorker(job.spec.root, job.spec.text) as worker:
+        return export_in(worker, job)
+
+
+def export_in(worker: UserWorker, job: Job) -> Exported:
+    """What :func:`open_torch` does, in a worker that was started on the folder of ``job.spec``."""
+    example = parse(job.request.example, job.request.folder, "--example") if job.request.example else None
+    check_texts(job.request)
+    roots = [str(example.root)] if example and example.root != job.spec.root else []
+    roots += [root for root in job.roots if root != str(job.spec.root)]
+    built = _ask(worker, "build", factory=job.spec.dotted, roots=roots)
+    prepared = _ask(
+        worker,
+        "prepare",
+        example=example.dotted if example else None,
+        wanted_shapes=list(job.request.shapes),
+        arrays=dict(job.arrays),
+        roots=roots,
+    )
+    notes = [*built["notes"], *prepared["notes"]]
+    dims, asked = _dims(worker, job.request, prepared, notes)
+    exported = _first_that_holds(worker, job, dims, asked)
+    return replace(exported, warnings=(*notes, *exported.warnings))
+
+
+def _ask(worker: UserWorker, op: str, **args: Any) -> Any:
+    return worker.call(f"torch_worker.py:{op}", timeout=EXPORT_SECONDS, **args)
+
+
+def check_texts(request: SourceRequest) -> None:
+    """Refuse ``--dynamic`` and ``--shape`` texts that cannot be read, with exit 2."""
+    for text in request.dynamic:
+        if not _DYNAMIC.fullmatch(text):
+            raise usage(
+                f"'{text}' is not of the form input:axis=name", where="--dynamic", hint="Example: input:0=batch"
+            )
+    for text in request.shapes:
+        found = _SHAPE.fullmatch(text)
+        if not found:
+            hint = "Example: input:1,3,224,224 or ids:1,16:int64"
+            raise usage(f"'{text}' is not of the form input:sizes", where="--shape", hint=hint)
+        if found[3] and found[3] not in _SHAPE_DTYPES:
+            raise usage(
+                f"'{found[3]}' is no dtype for a shape", where="--shape", hint=f"Known: {', '.join(_SHAPE_DTYPES)}"
+            )
+
+
+# -- named dimensions --------------------------------------------------------------------------------------------
+def _dims(worker: UserWorker, request: SourceRequest, prepared: Any, notes: list[str]) -> tuple[Dims, bool]:
+    """The named dimensions, and whether someone asked for them (then they are not given up silently)."""
+    if request.dynamic:
+        return parse_dynamic(request.dynamic, prepared["inputs"]), True
+    if prepared["dynamic"]:
+        return {name: dict(axes) for name, axes in prepared["dynamic"].items()}, True
+    told = _ask(worker, "default_dynamic")
+    if told["reason"] and prepared["inputs"]:
+        notes.append(f"exported with fixed shapes: {told['reason']}; --dynamic input:axis=name names what varies")
+    return {name: dict(axes) for name, axes in told["dims"].items()}, False
+
+
+def parse_dynamic(texts: tuple[str, ...], inputs: list[dict[str, Any]]) -> Dims:
+    """``input:0=batch`` texts by input and axis. Raises :class:`Fault` (exit 2) for unknown inputs and axes."""
+    ranks = {entry["name"]: len(entry["dims"]) for entry in inputs}
+    dims: Dims = {}
+    for text in texts:
+        found = _DYNAMIC.fullmatch(text)
+        assert found is not None, "checked by check_texts"
+        name, axis = found[1], int(found[2])
+        if name not in ranks:
+            close = difflib.get_close_matches(name, ranks, n=1)
+            hint = f"Did you mean '{close[0]}'?" if close else f"Inputs: {', '.join(ranks)}"
+            raise usage(f"there is no input '{name}'", where=f"--dynamic {text}", hint=hint)
+        if axis >= ranks[name]:
+            raise usage(f"input '{name}' has {ranks[name]} axes, counted from 0", where=f"--dynamic {text}")
+        dims.setdefault(name, {})[axis] = found[3]
+    return dims
+
+
+# -- attempts ----------------------------------------------------------------------------------------------------
+def attempts(opset: int, dims: Dims, asked: bool) -> list[Attempt]:
+    """Ways to export, best first: the newer exporter before the older, named dimensions before fixed shapes."""
+    exporters = [DYNAMO, OLDER] if opset >= DYNAMO_OLDEST_OPSET else [OLDER]
+    wanted: list[Dims] = [dims] if asked or not dims else [dims, {}]
+    return [Attempt(e, min(opset, OLDER_NEWEST_OPSET) if e == OLDER else opset, d) for d in wanted for e in exporters]
+
+
+def _first_that_holds(worker: UserWorker, job: Job, dims: Dims, asked: bool) -> Exported:
+    opset = _opset(job)
+    failures: list[tuple[Attempt, str]] = []
+    faults: list[Fault] = []
+    for number, attempt in enumerate(attempts(opset, dims, asked)):
+        found = _try(worker, job, attempt, job.scratch / f"export-{number}" / "model.onnx", faults)
+        if isinstance(found, Exported):
+            told = _fallback_notes(attempt, opset, dims, failures)
+            return replace(found, warnings=(*told, *found.warnings))
+        failures.append((attempt, found))
+    if faults:
+        raise faults[0]
+    reasons = {f"{attempt.exporter} exporter: {reason}": None for attempt, reason in failures[:2]}
+    hint = "--dynamic may name a dimension that the module fixes" if asked and dims else ""
+    raise bad_input("; ".join(reasons), where=job.spec.text, hint=hint, code="export-failed")
+
+
+def _opset(job: Job) -> int:
+    opset = job.request.opset or job.target.export_opset
+    if opset > job.target.max_opset:
+        hint = f"'{job.target.name}' takes up to {job.target.max_opset}"
+        raise usage(f"opset {opset} is newer than the target's runtime", where="--opset", hint=hint)
+    return opset
+
+
+def _fallback_notes(taken: Attempt, opset: int, dims: Dims, failures: list[tuple[Attempt, str]]) -> list[str]:
+    notes = []
+    if taken.exporter == OLDER:
+        why = next((reason for attempt, reason in failures if attempt.exporter == DYNAMO), "")
+        why = why or f"the dynamo exporter writes opset {DYNAMO_OLDEST_OPSET} upward"
+        notes.append(f"exported with torch's older exporter at opset {taken.opset}: {why}")
+    if dims and not taken.dims:
+        why = next(reason for attempt, reason in failures if attempt.dims)
+        notes.append(f"exported with fixed shapes, because a dynamic batch did not work: {why}")
+    if taken.opset != opset:
+        notes.append(f"opset {opset} was asked for; the older exporter writes up to {OLDER_NEWEST_OPSET}")
+    return notes
+
+
+def _try(worker: UserWorker, job: Job, attempt: Attempt, path: Path, faults: list[Fault]) -> Exported | str:
+    """The export, or why it cannot be used. A parity failure is also kept as the fault to raise in the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plan = {"exporter": attempt.exporter, "opset": attempt.opset, "dims": attempt.dims}
+    told = _ask(worker, "export", path=str(path), **plan)
+    if told["reason"]:
+        return str(told["reason"])
+    flags = {"fix_training": job.request.fix_training, "refuse_training": job.request.refuse_training}
+    loaded = onnx_file.load(path, replace(job.target, max_ir=ANY_IR), **flags)
+    model = loaded.model
+    if model.opset != attempt.opset:
+        return f"it wrote opset {model.opset} instead of {attempt.opset}"
+    strip(model)
+    model.ir.ir_version = min(model.ir.ir_version, job.target.max_ir)
+    checked, notes = _measure(worker, job, model, attempt)
+    if checked is not None and not checked.ok:
+        faults.append(checked.fault(job.spec.text))
+        return checked.reason
+    warnings = (*told["notes"], *loaded.warnings, *notes)
+    return Exported(model, size_of(model), attempt.exporter, checked, warnings, "")
+
+
+def _measure(worker: UserWorker, job: Job, model: Model, attempt: Attempt) -> tuple[Parity | None, list[str]]:
+    if job.run is None:
+        return None, ["parity with PyTorch was not measured: no runtime was given"]
+    told = _ask(worker, "cases", dims=attempt.dims)
+    notes = [f"the module takes '{dim}' at one size only, so it was tested at that one" for dim in told["unmoved"]]
+    found = parity.measure(model, [Case(**case) for case in told["cases"]], job.run)
+    if told["random"] and not found.ok:
+        found = replace(found, reason=f"{found.reason} (the module gives other outputs at every run)")
+    return found, notes
+
+
+# -- cleaning ----------------------------------------------------------------------------------------------------
+def strip(model: Model) -> None:
+    """Remove what exporters note for their own debugging, in place: stack traces with local paths, scopes, docs."""
+    _clear(model.ir)
+    for graph in model.graphs():
+        _clear(graph)
+        _strip_nodes(graph)
+        for value in (*graph.inputs, *graph.initializers.values()):
+            _clear(value)
+    for function in model.ir.functions.values():
+        _clear(function)
+        _strip_nodes(function)
+        for nested in function.subgraphs():
+            _strip_nodes(nested)
+
+
+def _strip_nodes(graph: ir.Graph | ir.Function) -> None:
+    for node in graph:
+        _clear(node)
+        for attribute in node.attributes.values():
+            attribute.doc_string = None
+        for value in node.outputs:
+            _clear(value)
+
+
+def _clear(thing: Any) -> None:
+    thing.metadata_props.clear()
+    if hasattr(thing, "doc_string"):
+        thing.doc_string = None
+
+
+def size_of(model: Model) -> int:
+    """Bytes of the model as a file, with its weights, wherever they would stand."""
+    weights = model.weight_bytes()
+    if weights <= LARGEST_PROTO_BYTES:
+        return len(model.to_bytes())
+
+    def elsewhere(tensor: ir.TensorProtocol, digest: str) -> ir.ExternalTensor:
+        shape = ir.Shape(tensor.shape.numpy())
+        return ir.ExternalTensor("weights", 0, tensor.nbytes, tensor.dtype, shape=shape, name="")
+
+    return weights + len(model.to_proto(elsewhere).SerializeToString())

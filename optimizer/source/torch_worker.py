@@ -1,0 +1,444 @@
+"""Building, running and exporting a PyTorch module, in the worker for user code.
+
+Loaded there by path: imports the standard library, numpy and its neighbours in this folder, and torch only inside
+functions. The worker keeps the module between calls: ``build``, then ``prepare``, then ``cases`` and ``export``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+import types
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+
+def _neighbour(name: str) -> types.ModuleType:
+    """Another file of this folder, loaded by path under a private name."""
+    key = f"_lathe_{name}"
+    if key not in sys.modules:
+        spec = importlib.util.spec_from_file_location(key, Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None and spec.loader is not None
+        sys.modules[key] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[key])
+    return sys.modules[key]
+
+
+if TYPE_CHECKING:
+    from optimizer.source import torch_shapes as shapes
+    from optimizer.source import torch_trees as trees
+    from optimizer.source import user_import as user
+else:
+    user, trees, shapes = _neighbour("user_import"), _neighbour("torch_trees"), _neighbour("torch_shapes")
+
+INLINE_LIMIT_BYTES = 1_500_000_000
+"""Weights above this go to a file beside the model: one protobuf message cannot hold 2 GiB."""
+
+SEED = 0
+REASON = 260
+
+
+@dataclass
+class Subject:
+    """The module at hand. ``original`` is its own forward; ``tree`` the arguments with leaves for tensors."""
+
+    module: Any
+    original: Callable[..., Any]
+    spec: str
+    names: list[str] = field(default_factory=list)
+    tensors: list[Any] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    data: list[list[Any]] = field(default_factory=list)
+
+
+_AT_HAND: list[Subject] = []
+
+
+def _subject() -> Subject:
+    return _AT_HAND[-1]
+
+
+# -- building ----------------------------------------------------------------------------------------------------
+def build(factory: str, roots: Sequence[str]) -> dict[str, Any]:
+    """Import ``module:factory``, make the module and put it into eval mode on the CPU.
+
+    Returns ``type``, ``weight_bytes``, ``parameters`` (names of forward's parameters) and ``notes``.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise user.missing_package("torch")
+    thing = user.load(factory, roots)
+    import torch
+
+    torch.manual_seed(SEED)
+    module = _as_module(thing, factory)
+    notes = _settle(module)
+    _AT_HAND[:] = [Subject(module, module.forward, factory)]
+    tensors = [*module.parameters(), *module.buffers()]
+    return {
+        "type": type(module).__name__,
+        "weight_bytes": sum(t.numel() * t.element_size() for t in tensors),
+        "parameters": list(inspect.signature(module.forward).parameters),
+        "notes": notes,
+    }
+
+
+def _as_module(thing: Any, factory: str) -> Any:
+    from torch import nn
+
+    if isinstance(thing, nn.Module):
+        return _unwrapped(thing)
+    if not callable(thing):
+        raise user.Told(
+            "not-a-module", f"'{factory}' is {_a(thing)}, neither an nn.Module nor a function that returns one"
+        )
+    _needs_no_arguments(thing, factory)
+    with user.telling("factory-failed", f"the factory '{factory}'"):
+        made = thing()
+    if isinstance(made, nn.Module):
+        return _unwrapped(made)
+    raise user.Told("not-a-module", f"'{factory}' returned {_a(made)}, not an nn.Module", hint=_advice(made))
+
+
+def _unwrapped(module: Any) -> Any:
+    parallel = type(module).__name__ in ("DataParallel", "DistributedDataParallel")
+    return module.module if parallel else module
+
+
+def _needs_no_arguments(factory: Callable[..., Any], spec: str) -> None:
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return
+    empty, free = inspect.Parameter.empty, (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    wanted = [p.name for p in parameters if p.default is empty and p.kind not in free]
+    if wanted:
+        message = f"'{spec}' needs arguments ({', '.join(wanted)})"
+        raise user.Told("factory-failed", message, hint="Name a function without arguments that returns the module")
+
+
+def _a(thing: Any) -> str:
+    if thing is None:
+        return "None"
+    name = type(thing).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def _advice(made: Any) -> str:
+    if made is None:
+        return "Does the function lack its return statement?"
+    if isinstance(made, Mapping):
+        return "Is it a state_dict? Build the module, call load_state_dict on it and return the module"
+    if isinstance(made, (tuple, list)):
+        return "Return the module alone"
+    if callable(made):
+        return "Return the module itself, not something that makes it"
+    return "Return an instance of torch.nn.Module"
+
+
+def _settle(module: Any) -> list[str]:
+    """Eval mode everywhere, on the CPU, without gradients."""
+    notes = []
+    with user.telling("factory-failed", "putting the module into eval mode"):
+        if any(m.training for m in module.modules()):
+            notes.append("the module was in training mode and was put into eval mode")
+        module.eval()
+        for part in module.modules():
+            part.training = False  # some modules override train() and stay as they were
+        if any(t.device.type != "cpu" for t in (*module.parameters(), *module.buffers())):
+            notes.append("the module was on another device and was moved to the CPU")
+            module.cpu()
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+    return notes
+
+
+# -- example inputs ----------------------------------------------------------------------------------------------
+def prepare(
+    example: str | None, wanted_shapes: Sequence[str], arrays: Mapping[str, Any], roots: Sequence[str]
+) -> dict[str, Any]:
+    """Settle the example inputs: ``--example``, else ``--shape``, else data, else ``example_inputs`` by the factory.
+
+    Returns ``origin``, ``inputs`` and ``outputs`` (``name``, ``dtype``, ``dims`` each), ``dynamic`` (what a
+    ``dynamic_shapes`` function by the factory says, by input and axis) and ``notes``.
+    """
+    at = _subject()
+    origin, candidates = _candidates(at, example, wanted_shapes, arrays, roots)
+    notes: list[str] = []
+    results = _settle_inputs(at, origin, candidates, notes)
+    for given in _from_data(at, arrays) if origin != "data" else []:
+        _add_data(at, given)
+    notes += [f"the module's {skipped} is not a tensor and is left out" for skipped in results.skipped]
+    return {
+        "origin": origin,
+        "inputs": [_describe(n, t) for n, t in zip(at.names, at.tensors, strict=True)],
+        "outputs": [_describe(n, t) for n, t in zip(at.outputs, results.tensors, strict=True)],
+        "dynamic": _declared_dynamic(at),
+        "notes": notes,
+    }
+
+
+def _candidates(
+    at: Subject, example: str | None, wanted: Sequence[str], arrays: Mapping[str, Any], roots: Sequence[str]
+) -> tuple[str, list[trees.Arguments]]:
+    if example:
+        function = user.load(example, roots)
+        return f"'{example}'", [_call_example(function, example, at)]
+    if wanted:
+        return "shapes", [trees.Arguments((), shapes.make(wanted, list(_forward_parameters(at)), SEED))]
+    if found := _from_data(at, arrays):
+        return "data", found
+    beside = getattr(sys.modules.get(at.spec.partition(":")[0]), "example_inputs", None)
+    if beside is not None:
+        name = f"{at.spec.partition(':')[0]}:example_inputs"
+        return f"'{name}'", [_call_example(beside, name, at)]
+    if not _required(at):
+        return "nothing", [trees.Arguments((), {})]
+    takes = ", ".join(_required(at))
+    hint = f"Give --example module:function, or --shape {_required(at)[0]}:1,3,224,224, or data with these names"
+    raise user.Told("no-example", f"nothing says what forward({takes}) takes", at.spec, hint)
+
+
+def _call_example(function: Any, name: str, at: Subject) -> trees.Arguments:
+    import torch
+
+    torch.manual_seed(SEED)
+    with user.telling("example-failed", f"the example function '{name}'"):
+        made = function() if callable(function) else function
+    return trees.as_arguments(made, list(_forward_parameters(at)))
+
+
+def _forward_parameters(at: Subject) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(at.original).parameters
+
+
+def _required(at: Subject) -> list[str]:
+    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = _forward_parameters(at).items()
+    return [n for n, p in parameters if p.default is inspect.Parameter.empty and p.kind in named]
+
+
+def _from_data(at: Subject, arrays: Mapping[str, Any]) -> list[trees.Arguments]:
+    """Data as arguments: the arrays as they are (rows), then their first entries (one feed an entry)."""
+    mine = {name: array for name, array in arrays.items() if name in _forward_parameters(at)}
+    if not mine or not set(_required(at)) <= set(mine):
+        return []
+    rows = {name: trees.tensor(array) for name, array in mine.items()}
+    entries = {name: trees.tensor(array[0]) if np.ndim(array) and len(array) else trees.tensor(array)
+               for name, array in mine.items()}  # fmt: skip
+    return [trees.Arguments((), rows), trees.Arguments((), entries)]
+
+
+def _settle_inputs(at: Subject, origin: str, candidates: list[trees.Arguments], notes: list[str]) -> trees.Results:
+    """Take the first candidate that the module runs on, and give the module a forward of plain tensors."""
+    failures: list[user.Told] = []
+    for candidate in candidates:
+        try:
+            bound = _bind(at, candidate)
+            tree, names, tensors = trees.flatten_arguments(bound)
+            flat = _flat_forward(at, tree, names)
+            with user.telling("example-failed", f"running the module on the example inputs ({origin})"):
+                results = _run(flat, tensors)
+        except user.Told as told:
+            failures.append(told)
+            continue
+        if not results.tensors:
+            raise user.Told("not-a-module", "forward returns no tensor", at.spec)
+        at.names, at.tensors = names, tensors
+        at.outputs = trees.free_of(results.names, names)
+        at.module.forward = flat
+        at.data.append(tensors)
+        if built_in := trees.built_in(tree):
+            notes.append(f"arguments that are not tensors are built into the model: {', '.join(built_in)}")
+        return results
+    raise failures[0]
+
+
+def _add_data(at: Subject, given: trees.Arguments) -> None:
+    """Real data as one more case, if the module runs on it."""
+    try:
+        _, names, tensors = trees.flatten_arguments(_bind(at, given))
+        if names == at.names and all(t.dtype == e.dtype for t, e in zip(tensors, at.tensors, strict=True)):
+            _run(at.module.forward, tensors)
+            at.data.append(tensors)
+    except Exception:
+        return
+
+
+def _bind(at: Subject, arguments: trees.Arguments) -> inspect.BoundArguments:
+    signature = inspect.signature(at.original)
+    try:
+        return signature.bind(*arguments.args, **arguments.kwargs)
+    except TypeError as error:
+        raise user.Told(
+            "example-failed", f"the example inputs do not fit forward{signature}: {error}", at.spec
+        ) from error
+
+
+def _flat_forward(at: Subject, tree: inspect.BoundArguments, names: list[str]) -> Callable[..., Any]:
+    """A forward that takes the tensors alone and returns a flat tuple, which both exporters understand."""
+    original = at.original
+
+    def forward(*tensors: Any) -> tuple[Any, ...]:
+        args, kwargs = trees.fill(tree, tensors)
+        results = trees.flatten_results(original(*args, **kwargs))
+        seen = {id(t) for t in tensors}
+        own = []
+        for value in results.tensors:
+            # A graph cannot hand one value out twice, nor an input unchanged.
+            own.append(value.clone() if id(value) in seen else value)
+            seen.add(id(value))
+        forward.last = trees.Results(results.names, own, results.skipped)  # type: ignore[attr-defined]
+        return tuple(own)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    forward.__signature__ = inspect.Signature([inspect.Parameter(n, kind) for n in names])  # type: ignore[attr-defined]
+    return forward
+
+
+def _run(flat: Callable[..., Any], tensors: Sequence[Any]) -> trees.Results:
+    import torch
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        flat(*tensors)
+    last: trees.Results = flat.last  # type: ignore[attr-defined]
+    return last
+
+
+def _describe(name: str, tensor: Any) -> dict[str, Any]:
+    return {"name": name, "dtype": str(tensor.dtype).removeprefix("torch."), "dims": list(tensor.shape)}
+
+
+def _declared_dynamic(at: Subject) -> dict[str, dict[int, str]]:
+    """What a function ``dynamic_shapes`` by the factory declares, if it is flat enough to be read."""
+    beside = getattr(sys.modules.get(at.spec.partition(":")[0]), "dynamic_shapes", None)
+    if not callable(beside):
+        return {}
+    with user.telling("example-failed", "the function 'dynamic_shapes'"):
+        declared = beside()
+    return shapes.declared(declared, at.names)
+
+
+# -- running and exporting ---------------------------------------------------------------------------------------
+def default_dynamic() -> dict[str, Any]:
+    """Whether axis 0 acts as a batch: ``dims`` by input and axis, empty with the ``reason`` when it does not."""
+    at = _subject()
+    dims = shapes.batch_candidates(at.names, at.tensors)
+    if not dims:
+        return {"dims": {}, "reason": "the inputs share no first axis"}
+    reason = shapes.not_a_batch(lambda ts: _run(at.module.forward, ts).tensors, at.names, at.tensors, dims)
+    return {"dims": {} if reason else dims, "reason": reason}
+
+
+def cases(dims: Mapping[str, Mapping[int, str]]) -> dict[str, Any]:
+    """Run the module at the example sizes and at others, each named dimension in turn.
+
+    Returns ``cases`` (``label``, ``feeds``, ``outputs``, ``dtypes`` each), ``unmoved`` (dimensions that the module
+    accepts at one size only) and ``random`` (two runs on the same inputs differ).
+    """
+    at = _subject()
+    told: list[dict[str, Any]] = []
+    moved: set[str] = set()
+    for number, base in enumerate(at.data):
+        sizes = shapes.sizes_of(at.names, base, dims)
+        for change in [{}, *(shapes.other_sizes(sizes, dims) if number == 0 else [])]:
+            tensors = shapes.resized(at.names, base, dims, change)
+            try:
+                results = _run(at.module.forward, tensors)
+            except Exception:
+                if not change:
+                    raise
+                continue
+            moved.update(change)
+            told.append(_case(at, shapes.label({**sizes, **change}, number), tensors, results.tensors))
+    names = {dim for axes in dims.values() for dim in axes.values()}
+    return {"cases": told, "unmoved": sorted(names - moved), "random": _is_random(at)}
+
+
+def _case(at: Subject, label: str, tensors: Sequence[Any], results: Sequence[Any]) -> dict[str, Any]:
+    return {
+        "label": label,
+        "feeds": {n: trees.array(t) for n, t in zip(at.names, tensors, strict=True)},
+        "outputs": {n: trees.array(t) for n, t in zip(at.outputs, results, strict=True)},
+        "dtypes": {n: str(t.dtype).removeprefix("torch.") for n, t in zip(at.outputs, results, strict=True)},
+    }
+
+
+def _is_random(at: Subject) -> bool:
+    first = _run(at.module.forward, at.tensors).tensors
+    second = _run(at.module.forward, at.tensors).tensors
+    return any(not np.array_equal(trees.array(a), trees.array(b), equal_nan=a.is_floating_point())
+               for a, b in zip(first, second, strict=True))  # fmt: skip
+
+
+def export(path: str, exporter: str, opset: int, dims: Mapping[str, Mapping[int, str]]) -> dict[str, Any]:
+    """Write the module to ``path`` as ONNX with the exporter ``dynamo`` or ``older``.
+
+    Returns ``reason``, empty when it worked, and ``notes`` (what the tracer warned of).
+    """
+    import torch
+
+    at = _subject()
+    # The dynamo exporter takes a size of 1 for a constant, so every named dimension is at least 2 in the example.
+    sizes = {d: 2 for d, size in shapes.sizes_of(at.names, at.tensors, dims).items() if size < 2}
+    tensors = shapes.resized(at.names, at.tensors, dims, sizes)
+    write = _export_dynamo if exporter == "dynamo" else _export_older
+    with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            write(at, path, opset, tensors, dims)
+        except Exception as error:
+            return {"reason": _root_cause(error), "notes": []}
+    traced = [str(w.message).splitlines()[0] for w in caught if w.category.__name__ == "TracerWarning"]
+    return {"reason": "", "notes": [f"the tracer warned: {text[:REASON]}" for text in dict.fromkeys(traced)][:3]}
+
+
+def _export_dynamo(
+    at: Subject, path: str, opset: int, tensors: Sequence[Any], dims: Mapping[str, Mapping[int, str]]
+) -> None:
+    import torch
+
+    dynamic = tuple(dict(dims.get(name, {})) or None for name in at.names) if dims else None
+    program = torch.onnx.export(
+        at.module, tuple(tensors), dynamo=True, input_names=at.names, output_names=at.outputs,
+        opset_version=opset, dynamic_shapes=dynamic, verbose=False,
+    )  # fmt: skip
+    assert program is not None
+    program.save(path, external_data=_weight_bytes(at.module) > INLINE_LIMIT_BYTES)
+
+
+def _export_older(
+    at: Subject, path: str, opset: int, tensors: Sequence[Any], dims: Mapping[str, Mapping[int, str]]
+) -> None:
+    import torch
+
+    axes: dict[str, dict[int, str]] = {name: dict(found) for name, found in dims.items() if found}
+    run = lambda ts: _run(at.module.forward, ts).tensors  # noqa: E731
+    if dims:
+        axes |= shapes.output_axes(run, at.names, tensors, at.outputs, dims)
+    torch.onnx.export(
+        at.module, tuple(tensors), path, dynamo=False, input_names=at.names, output_names=at.outputs,
+        opset_version=opset, dynamic_axes=axes or None,
+    )  # fmt: skip
+
+
+def _weight_bytes(module: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+
+
+def _root_cause(error: BaseException) -> str:
+    """The shortest useful reason: the exporters wrap one another's errors, and the innermost says what it was."""
+    found = error
+    while (inner := found.__cause__ or (None if found.__suppress_context__ else found.__context__)) is not None:
+        found = inner
+    text = next((line.strip() for line in str(found).splitlines() if line.strip()), "")
+    text = text.split(". Failure message:")[0]
+    where = user.place(found)
+    told = f"{type(found).__name__}: {text}" if text else type(found).__name__
+    return told[:REASON] + (f" ({where})" if where and "site-packages" not in where else "")

@@ -1,0 +1,221 @@
+"""A recipe applied pass by pass: every pass's output is verified against its input, faulty passes are left out."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from optimizer.faults import Fault
+from optimizer.records import PassNote
+from optimizer.runtime import sessions
+from optimizer.runtime.answers import World
+from optimizer.runtime.hardware import available_memory
+from optimizer.runtime.sessions import JOBS
+from optimizer.store.store import Store, key_of
+from optimizer.verify.verifier import Verifier
+from optimizer.workers.pool import CallFailed, WorkerDied
+from passes import catalogue
+from passes.kit.context import NoData
+from passes.kit.contract import Exactness, Pass, PassResult
+from passes.kit.model import Model
+from passes.kit.recipe import Recipe
+
+NATIVE_SECONDS = 600.0
+WORKING_COPIES = 4
+"""Copies of the weights that a pass may hold at once: input, fork, float64 arithmetic, serialized form."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a recipe made of the source. ``recipe`` leaves out the passes that faulted; ``path`` can be run."""
+
+    model: Model
+    recipe: Recipe
+    notes: tuple[PassNote, ...]
+    path: Path
+    lossy: bool
+    answers: tuple[str, ...] = ()
+
+    @property
+    def faults(self) -> tuple[PassNote, ...]:
+        """Notes of the passes that were left out because they broke something."""
+        return tuple(n for n in self.notes if n.fault)
+
+    def fault_lines(self) -> tuple[str, ...]:
+        """One line for each pass that was left out."""
+        return tuple(f"{n.name} was left out: {n.fault}" for n in self.faults)
+
+
+@dataclass(frozen=True)
+class _Link:
+    """One pass of a chain: the model after it and what is told of it."""
+
+    model: Model
+    note: PassNote
+    exactness: Exactness
+
+
+@dataclass
+class Builder:
+    """Applies recipes to one source. Prefixes that were applied before come from the store."""
+
+    world: World
+    verifier: Verifier
+    store: Store
+    extra: dict[str, type[Pass]]
+
+    def build(self, source: Model, recipe: Recipe) -> Candidate:
+        """Apply ``recipe`` to ``source``. Raises :class:`NoData` when a pass needs data that is not there."""
+        subjects = catalogue.build(recipe, self.extra)
+        start = len(self.world.answered)
+        dropped: set[int] = set()
+        links = self._chain(source, recipe, subjects, dropped)
+        while (guilty := self._drifted(source, links)) is not None:
+            fault = f"together with the passes before it, it moves the outputs: {links[guilty].note.name}"
+            dropped.add(guilty)
+            links = self._chain(source, recipe, subjects, dropped, {guilty: fault})
+        kept = tuple(s for s, link in zip(recipe.steps, links, strict=True) if not link.note.fault)
+        lossy = any(link.exactness is Exactness.LOSSY and link.note.changes for link in links)
+        model = links[-1].model if links else source
+        return Candidate(
+            model,
+            Recipe(kept),
+            tuple(link.note for link in links),
+            self.store.put_model(model),
+            lossy,
+            tuple(self.world.answered[start:]),
+        )
+
+    def _chain(
+        self,
+        source: Model,
+        recipe: Recipe,
+        subjects: Sequence[Pass],
+        dropped: set[int],
+        reasons: dict[int, str] | None = None,
+    ) -> list[_Link]:
+        links: list[_Link] = []
+        model = source
+        for i, (step, subject) in enumerate(zip(recipe.steps, subjects, strict=True)):
+            if i in dropped:
+                note = PassNote(subject.name, subject.exactness.value, 0, 0.0, fault=(reasons or {}).get(i, "drifts"))
+            else:
+                model, note = self._one(model, step.text(), subject)
+            links.append(_Link(model, note, subject.exactness))
+        return links
+
+    def _drifted(self, source: Model, links: Sequence[_Link]) -> int | None:
+        """Index of the lossless pass at which the chain as a whole left its tolerance, or ``None``."""
+        lossless = [i for i, link in enumerate(links) if link.exactness is not Exactness.LOSSY]
+        if not lossless or (first_lossy := _first_lossy(links)) == 0:
+            return None
+        chain = [source, *(link.model for link in links[:first_lossy])]
+        found = self.verifier.first_fault(chain, Exactness.NUMERIC)
+        return None if found is None else found - 1
+
+    def _one(self, model: Model, text: str, subject: Pass) -> tuple[Model, PassNote]:
+        key = self._key(model, text, subject)
+        kept = self.store.get_answer(key)
+        if kept is not None and (known := self._recall(kept, model)) is not None:
+            return known
+        start, asked = time.monotonic(), len(self.world.answered)
+        result, fault, worst = self._attempt(model, text, subject)
+        note = PassNote(
+            subject.name,
+            subject.exactness.value,
+            len(result.changes),
+            time.monotonic() - start,
+            tuple(f"{s.where}: {s.reason}" for s in result.skips),
+            fault,
+            worst,
+        )
+        self.store.put_model(result.model)
+        answered = self.world.answered[asked:]
+        self.store.put_answer(key, {"model": result.model.digest(), "note": asdict(note), "answered": answered})
+        return result.model, note
+
+    def _attempt(self, model: Model, text: str, subject: Pass) -> tuple[PassResult, str, float | None]:
+        """The pass's result, or the model as it was with the fault in words."""
+        needed = WORKING_COPIES * model.weight_bytes()
+        if needed > available_memory():
+            free = f"{available_memory() / 2**30:.1f} GiB are free"
+            return PassResult(model), f"it needs about {needed / 2**30:.1f} GiB of memory and {free}", None
+        try:
+            result = self._native(model, text) if subject.native else subject(model, self.world)
+        except NoData:
+            raise
+        except Exception as error:
+            return PassResult(model), _words(error), None
+        if not result.changes:
+            return result, "", None
+        check = self.verifier.check(model, result.model, subject.exactness)
+        if check.fault:
+            return PassResult(model), check.fault, check.worst
+        return result, "", check.worst
+
+    def _native(self, model: Model, text: str) -> PassResult:
+        """Run a pass that wraps native code in a worker, so that a crash there costs the pass and nothing else."""
+        from passes.kit.contract import Change, Skip
+
+        out = self.store.scratch / f"native-{key_of(model.digest(), text)}.onnx"
+        target = {**asdict(self.world.target)}
+        try:
+            with sessions.worker() as worker:
+                answer = worker.call(
+                    JOBS + "apply_native",
+                    timeout=NATIVE_SECONDS,
+                    path=str(self.store.put_model(model)),
+                    recipe=text,
+                    target=target,
+                    out=str(out),
+                )
+            changed = Model.from_bytes(out.read_bytes()) if answer["changes"] else model
+        finally:
+            out.unlink(missing_ok=True)
+        changes = tuple(Change(*c) for c in answer["changes"])
+        return PassResult(changed, changes, tuple(Skip(*s) for s in answer["skips"]))
+
+    def _key(self, model: Model, text: str, subject: Pass) -> str:
+        data = self.world.samples.digest() if self.world.samples and subject.exactness is Exactness.LOSSY else ""
+        target = key_of(asdict(self.world.target))
+        code = code_digest(type(subject).__module__)
+        return key_of("pass", model.digest(), text, target, self.world.seed, data, code, self.world.site.runtime)
+
+    def _recall(self, kept: dict[str, Any], model: Model) -> tuple[Model, PassNote] | None:
+        found = model if kept["model"] == model.digest() else self.store.get_model(kept["model"])
+        if found is None:
+            return None
+        self.world.answered.extend(kept["answered"])
+        note = {**kept["note"], "skips": tuple(kept["note"]["skips"])}
+        return found, PassNote(**note)
+
+
+def _first_lossy(links: Sequence[_Link]) -> int:
+    return next((i for i, link in enumerate(links) if link.exactness is Exactness.LOSSY), len(links))
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, Fault):
+        return error.message
+    if isinstance(error, (WorkerDied, CallFailed)):
+        return str(error)
+    return f"it raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+@cache
+def code_digest(module: str) -> str:
+    """Digest of the sources that shape what a pass does: the whole passes package, and the module of a plugin."""
+    digest = hashlib.sha256()
+    root = Path(inspect.getfile(catalogue)).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    if not module.startswith("passes."):
+        digest.update(Path(inspect.getfile(sys.modules[module])).read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,160 @@
+"""onnxsim, used as a stranger's tool: asked politely, checked closely."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx
+
+from passes.kit.context import Context
+from passes.kit.contract import Change, Exactness, Pass, PassResult, Skip
+from passes.kit.model import LARGEST_PROTO_BYTES, Model
+from passes.kit.options import option
+
+_ROUNDS = 3
+"""How often the tool is run on its own result before it must have come to rest."""
+
+_LEFT_OUT = (
+    # Turns MatMul + Add on 3-D values into Gemm between computed Reshapes: a 4-layer GPT grew from 180 to 224 nodes,
+    # ran no faster, and dynamic quantization lost its MatMuls.
+    "fuse_matmul_add_bias_into_gemm_batched",
+    # Ties equal biases of convolutions together, which quantizers scale one by one; tidy shares the large ones.
+    "eliminate_duplicate_initializer",
+    # fold-batchnorm does it in float64, with reasons where it does not.
+    "fuse_bn_into_conv",
+)
+
+
+class _Refused(ValueError):
+    """The tool, or its result, is not to be used for this model; the text says why."""
+
+
+@dataclass(frozen=True)
+class Simplify(Pass):
+    """Run onnxsim for what it does best: constant folding with real kernels and onnx-optimizer's small clean-ups.
+
+    What it does
+        Hands the model to onnxsim in memory, without its random checks and its proofs, and repeats until nothing
+        more happens (at most three times). What comes back is put under the original's signature, metadata and
+        opsets, and is taken only if it passes the onnx checker, has the same inputs and outputs in the same order,
+        and has not grown by more than ``max-growth-bytes``. When folding made it grow too much, the tool is asked
+        again without folding. Its batched Gemm, its folding of BatchNormalization and its sharing of biases are
+        left out. The changes are the differences in the number of nodes of each type.
+
+    When it applies
+        To models that fit into one protobuf message and whose operators onnxsim knows.
+
+    When it refuses
+        Weights above 2 GiB (the tool needs one message), map types of ONNX-ML, whatever makes the tool raise, and
+        results that break the rules above. A model that would come back with the same nodes stays as it is.
+
+    Exactness
+        NUMERIC. It evaluates float operators at compile time and moves biases and paddings into convolutions.
+    """
+
+    name: ClassVar[str] = "simplify"
+    exactness: ClassVar[Exactness] = Exactness.NUMERIC
+    native: ClassVar[bool] = True
+
+    max_growth_bytes: int = option(
+        1 << 20, "how many bytes of weights the model may gain by folding", low=0, high=LARGEST_PROTO_BYTES
+    )
+
+    def apply(self, model: Model, context: Context) -> PassResult:
+        changes: list[Change] = []
+        current = model
+        for _ in range(_ROUNDS):
+            try:
+                found = self._once(current, model.weight_bytes() + self.max_growth_bytes)
+            except _Refused as refusal:
+                return PassResult(current, tuple(changes), (Skip("onnxsim", "model", str(refusal)),))
+            differences = _differences(current, found)
+            if not differences:
+                break
+            changes += differences
+            current = found
+        return PassResult(current, tuple(changes))
+
+    def _once(self, model: Model, most_bytes: int) -> Model:
+        if model.weight_bytes() > LARGEST_PROTO_BYTES:
+            raise _Refused(f"{model.weight_bytes():,} bytes of weights do not fit into the one message that it needs")
+        if model.map_types:
+            raise _Refused("it does not handle map types (ONNX-ML)")
+        grown = 0
+        for fold in (True, False):
+            result = Model.from_proto(_ask(model, fold, self.max_growth_bytes))
+            grown = result.weight_bytes()
+            if grown <= most_bytes:
+                return _accept(result, model)
+        raise _Refused(f"its result holds {grown:,} bytes of weights, more than max-growth-bytes allows")
+
+
+def _ask(model: Model, fold: bool, threshold: int) -> onnx.ModelProto:
+    """One call of the tool. ``threshold`` is the size in bytes of a tensor that it leaves unfolded."""
+    try:
+        import onnxsim
+    except ImportError as error:
+        raise _Refused(f"onnxsim is not installed: {error}") from error
+    try:
+        found, _ = onnxsim.simplify(
+            model.to_proto(),
+            check_n=0,
+            certify=False,
+            skipped_optimizers=list(_LEFT_OUT),
+            skip_constant_folding=not fold,
+            tensor_size_threshold=f"{threshold}B",
+            include_subgraph=True,
+            mutable_initializer=True,
+        )
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise _Refused(f"onnxsim raised {type(error).__name__}: {first[:200]}") from error
+    if not isinstance(found, onnx.ModelProto) or not found.HasField("graph"):
+        raise _Refused("onnxsim returned no model")
+    return found
+
+
+def _accept(result: Model, model: Model) -> Model:
+    """The result under the original's declared signature, opsets and metadata. Raises :class:`_Refused`."""
+    proto, source = result.to_proto(), model.to_proto()
+    for side in ("input", "output"):
+        mine, theirs = getattr(source.graph, side), getattr(proto.graph, side)
+        listed = {i.name for i in source.graph.initializer}
+        wanted = [(v.name, v.type.WhichOneof("value")) for v in mine if v.name not in listed]
+        got = [(v.name, v.type.WhichOneof("value")) for v in theirs if v.name not in listed]
+        if wanted != got:
+            raise _Refused(f"its {side}s are {[n for n, _ in got]} instead of {[n for n, _ in wanted]}")
+        present = {i.name for i in proto.graph.initializer}
+        kept = [v for v in mine if v.name not in listed or v.name in present]
+        del theirs[:]
+        theirs.extend(kept)
+    if {o.domain: o.version for o in proto.opset_import} != {o.domain: o.version for o in source.opset_import}:
+        raise _Refused("it changed the opset")
+    proto.ir_version = max(proto.ir_version, source.ir_version)
+    for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
+        setattr(proto, field, getattr(source, field))
+    del proto.metadata_props[:]
+    proto.metadata_props.extend(source.metadata_props)
+    proto.graph.name = source.graph.name
+    del proto.graph.value_info[:]  # its guesses about inner shapes are not needed: they can be inferred again
+    try:
+        onnx.checker.check_model(proto, full_check=False)
+    except onnx.checker.ValidationError as error:
+        raise _Refused(f"its result is not valid: {str(error).strip().splitlines()[0][:200]}") from error
+    return Model.from_proto(proto)
+
+
+def _differences(before: Model, after: Model) -> list[Change]:
+    """How many nodes of each type came or went, and how the weights changed."""
+    old, new = _census(before), _census(after)
+    return [
+        Change("onnxsim", kind, f"{old[kind]} -> {new[kind]}")
+        for kind in sorted(old.keys() | new.keys())
+        if old[kind] != new[kind]
+    ]
+
+
+def _census(model: Model) -> Counter[str]:
+    return Counter(f"{n.domain}::{n.op_type}" if n.domain else n.op_type for n in model.nodes())

@@ -1,0 +1,45 @@
+"""Raising a model's opset, in memory, to where the quantization operators can say what is needed."""
+
+from __future__ import annotations
+
+import onnx
+
+from passes.kit.model import Model, ModelTooLarge
+
+PER_CHANNEL = 13
+"""DequantizeLinear takes ``axis``, and MaxPool, Clip and Pad take 8-bit integers."""
+
+PER_TENSOR = 10
+"""QuantizeLinear and DequantizeLinear exist."""
+
+LEAST_IR = 7
+"""The IR version that belongs to opset 13; since IR 4 an initializer need not be an input."""
+
+
+def raised(model: Model, opset: int) -> Model | str:
+    """A new model at ``opset`` in the default domain, or the reason why it cannot be had.
+
+    onnx's own version converter does the work; its result must pass onnx's full check and keep the signature.
+    """
+    if model.ir.functions:
+        return f"it has functions of its own, which onnx cannot convert from opset {model.opset} to {opset}"
+    try:
+        proto = onnx.version_converter.convert_version(model.to_proto(), opset)
+        onnx.checker.check_model(proto, full_check=True)
+    except ModelTooLarge as error:
+        return str(error)
+    except Exception as error:  # the converter is native code that raises a different type for every operator
+        return f"onnx cannot convert it from opset {model.opset} to {opset}: {_line(error)}"
+    # The converter knows nothing of other domains; the model's own list holds.
+    converted = Model.from_proto(proto)
+    for domain, version in model.ir.opset_imports.items():
+        if domain:
+            converted.ir.opset_imports[domain] = version
+    converted.ir.metadata_props.update(model.ir.metadata_props)
+    if converted.signature != model.signature:
+        return f"converting it from opset {model.opset} to {opset} changes its inputs or outputs"
+    return converted
+
+
+def _line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

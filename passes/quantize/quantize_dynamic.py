@@ -1,0 +1,151 @@
+"""The pass ``quantize-dynamic``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from passes.kit.context import Context
+from passes.kit.contract import Edit, Exactness, Pass, PassResult
+from passes.kit.model import Model
+from passes.kit.options import option
+from passes.quantize import opset
+from passes.quantize.grid import weight_grid
+from passes.quantize.layers import Layer, choose, nested_layers
+from passes.quantize.weights import drop_unused
+
+WEIGHTED = ("MatMul", "Gemm")
+
+
+@dataclass(frozen=True)
+class QuantizeDynamic(Pass):
+    """Quantizes the weights of MatMul and Gemm to 8 bits; each run finds the range of its own activations.
+
+    Every such layer becomes DynamicQuantizeLinear, MatMulInteger and a multiplication by the scales, all standard
+    operators; onnxruntime joins them, with the bias, into one integer kernel. Layers that read the same value share its
+    quantization. Weights are signed and symmetric, one scale per output channel: unsigned ones miss the fast kernels.
+
+    ## What it needs
+    No data. Opset 11, where DynamicQuantizeLinear begins: older models are raised to 13 first.
+
+    ## When it does not pay
+    For convolutions, which it leaves alone, and for small layers, where finding the range costs what the kernel saves.
+    A single outlier coarsens the whole tensor in which it stands; `quantize-static` with a percentile observer may then
+    keep more quality.
+    """
+
+    name = "quantize-dynamic"
+    exactness = Exactness.LOSSY
+
+    per_channel: bool = option(True, "one scale per output channel of a weight; otherwise one per weight")
+    only: tuple[str, ...] = option((), "names or patterns of the nodes to quantize (none: all)")
+    exclude: tuple[str, ...] = option((), "names or patterns of nodes to leave float")
+
+    def apply(self, model: Model, context: Context) -> PassResult:
+        edit = Edit(model)
+        for node in nested_layers(model):
+            if node.op_type in WEIGHTED:
+                edit.skip("nested", node, "it lies in the body of an If, Loop or Scan")
+        ops = [op for op in WEIGHTED if op in context.target.dynamic_ops]
+        choice = choose(model.graph, ops, self.exclude, self.only)
+        for refused, reason in choice.refused.items():
+            edit.skip("layer", refused, reason)
+        if not choice.layers:
+            return PassResult(model, (), tuple(edit.skips))
+        fork = model.fork()
+        if model.opset < FIRST_OPSET:
+            raised = opset.raised(model, opset.PER_CHANNEL)
+            if not isinstance(raised, Model):
+                edit.skip("opset", "model", f"{raised}; DynamicQuantizeLinear exists from opset {FIRST_OPSET} on")
+                return PassResult(model, (), tuple(edit.skips))
+            edit.change("opset", "model", f"raised from {model.opset} to {opset.PER_CHANNEL}")
+            fork = raised
+        writer = _Writer(fork.graph, edit, context.target.weight_range, self.per_channel)
+        for layer in choose(fork.graph, ops, self.exclude, self.only).layers.values():
+            writer.write(layer)
+        fork.ir.ir_version = max(fork.ir.ir_version, LEAST_IR)
+        return PassResult(fork, tuple(edit.changes), tuple(edit.skips))
+
+
+FIRST_OPSET = 11
+"""DynamicQuantizeLinear begins here (MatMulInteger one earlier)."""
+
+LEAST_IR = 6
+"""The IR version of opset 11."""
+
+
+class _Writer:
+    """Replaces layers of ``graph`` one by one."""
+
+    def __init__(self, graph: ir.Graph, edit: Edit, reach: int, per_channel: bool) -> None:
+        self._graph, self._edit, self._reach, self._per_channel = graph, edit, reach, per_channel
+        self._inputs: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self._weights: dict[tuple[object, ...], tuple[ir.Value, ir.Value, ir.Value]] = {}
+
+    def write(self, layer: Layer) -> None:
+        """``y = Cast(MatMulInteger(x8, w8)) * (scale_x * scale_w) [+ bias]``, which onnxruntime knows as one kernel."""
+        node, name = layer.node, layer.node.name or layer.node.outputs[0].name
+        eight, scale, zero = self._input(layer.data)
+        weight, weight_scale, weight_zero = self._weight(layer)
+        product = self._new("MatMulInteger", [eight, weight, zero, weight_zero], node, f"{name}_integer")
+        real = self._new("Cast", [product], node, f"{name}_cast", to=int(ir.DataType.FLOAT))
+        scales = self._new("Mul", [scale, weight_scale], node, f"{name}_scales")
+        result = self._new("Mul", [real, scales], node, f"{name}_scaled")
+        if layer.bias is not None:
+            bias = self._edit.initializer(self._graph, f"{name}_bias", np.ascontiguousarray(layer.bias))
+            result = self._new("Add", [result, bias], node, f"{name}_biased")
+        self._replace(node, result)
+        self._edit.change("layer", name, f"{node.op_type} with 8-bit weights")
+
+    def _input(self, data: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        if data not in self._inputs:
+            node = ir.node(
+                "DynamicQuantizeLinear",
+                [data],
+                num_outputs=3,
+                name=self._edit.fresh(f"{data.name}_DynamicQuantizeLinear"),
+            )
+            for output, part in zip(node.outputs, ("quantized", "scale", "zero_point"), strict=True):
+                output.name = self._edit.fresh(f"{data.name}_{part}")
+            producer = data.producer()
+            if producer is not None:
+                self._graph.insert_after(producer, node)
+            else:
+                self._graph.insert_before(self._graph[0], node)
+            self._inputs[data] = (node.outputs[0], node.outputs[1], node.outputs[2])
+        return self._inputs[data]
+
+    def _weight(self, layer: Layer) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """int8 [inputs, outputs] with its scale and zero point."""
+        matrix = layer.weight if layer.axis == 1 else layer.weight.T
+        alpha = layer.node.attributes.get("alpha")
+        key = (layer.weight_value, layer.axis, None if alpha is None else alpha.value)
+        if key not in self._weights:
+            grid = weight_grid(matrix, 1 if self._per_channel else None, "int8", self._reach)
+            name = layer.weight_value.name or "weight"
+            parts = (("quantized", grid.quantize(matrix)), ("scale", grid.scale), ("zero_point", grid.zero))
+            eight, scale, zero = (self._edit.initializer(self._graph, f"{name}_{part}", a) for part, a in parts)
+            self._weights[key] = (eight, scale, zero)
+        return self._weights[key]
+
+    def _new(self, op: str, inputs: list[ir.Value], before: ir.Node, name: str, **attributes: int) -> ir.Value:
+        node = ir.node(op, inputs, attributes, name=self._edit.fresh(name))
+        self._graph.insert_before(before, node)
+        node.outputs[0].name = self._edit.fresh(name)
+        return node.outputs[0]
+
+    def _replace(self, node: ir.Node, result: ir.Value) -> None:
+        """``result`` takes the place of the node's output, name included; what only the node read goes."""
+        old, sources = node.outputs[0], [v for v in node.inputs[1:] if v is not None]
+        result.type = old.type
+        result.shape = None if old.shape is None else ir.Shape(list(old.shape))
+        name = old.name
+        for i, output in enumerate(self._graph.outputs):
+            if output is old:
+                self._graph.outputs[i] = result
+        old.replace_all_uses_with(result)
+        self._graph.remove(node, safe=True)
+        result.name = name
+        drop_unused(self._graph, sources)

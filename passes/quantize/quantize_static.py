@@ -1,0 +1,189 @@
+"""The pass ``quantize-static``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from passes.kit.context import Context
+from passes.kit.contract import Edit, Exactness, Pass, PassResult
+from passes.kit.model import Model
+from passes.kit.options import option
+from passes.kit.target import Target
+from passes.quantize import opset
+from passes.quantize.grid import Grid, activation_grid
+from passes.quantize.layers import Choice, Names, choose, nested_layers
+from passes.quantize.lower import Lowering
+from passes.quantize.placement import Plan, Rules, place
+from passes.quantize.ranges import observe
+from passes.quantize.weights import WeightWriter, drop_unused
+
+TYPES = ("target", "uint8", "int8")
+
+
+@dataclass(frozen=True)
+class QuantizeStatic(Pass):
+    """Quantizes weights and activations to 8 bits, with ranges observed on calibration data.
+
+    Convolutions, Gemm and MatMul with constant weights run in integer arithmetic, and so does everything between them
+    that can: additions, concatenations, pools; shape operators move the integers. Attention, Softmax and normalization
+    stay float. Weights are symmetric with one scale per output channel, activations asymmetric, biases 32-bit.
+
+    ## What it needs
+    Calibration data, float32, and a clean graph: run it after the lossless passes, because a BatchNormalization or a
+    hidden bias in the middle leaves float islands. Below opset 13 the model is raised to 13 first.
+
+    ## When it does not pay
+    On sites without fast 8-bit instructions, and on very small or depthwise networks, where converting costs more than
+    it saves. Leave the most sensitive layers out with `exclude`.
+    """
+
+    name = "quantize-static"
+    exactness = Exactness.LOSSY
+
+    observer: str = option("minmax", "how ranges are taken from the data", choices=("minmax", "percentile"))
+    percentile: float = option(99.999, "percentage of values below the high end (percentile)", low=90, high=100)
+    per_channel: str = option("target", "one scale per output channel of a weight", choices=("target", "yes", "no"))
+    ops: tuple[str, ...] = option((), "operators to quantize (none: those of the target)")
+    only: tuple[str, ...] = option((), "names or patterns of the weight-bearing nodes to quantize (none: all)")
+    exclude: tuple[str, ...] = option((), "names or patterns of nodes to leave float")
+    activation: str = option("target", "integer type of activations", choices=TYPES)
+    weight: str = option("target", "integer type of weights", choices=TYPES)
+
+    def apply(self, model: Model, context: Context) -> PassResult:
+        return _Run(self, model, context).result()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of one run, with what the target says filled in."""
+
+    ops: tuple[str, ...]
+    activation: str
+    weight: str
+    reach: int
+    per_channel: bool
+
+    @classmethod
+    def of(cls, options: QuantizeStatic, target: Target) -> Settings:
+        """Options first, the target for what they leave open."""
+        per_channel = target.per_channel if options.per_channel == "target" else options.per_channel == "yes"
+        return cls(
+            options.ops or target.static_ops,
+            target.activation if options.activation == "target" else options.activation,
+            target.weight if options.weight == "target" else options.weight,
+            target.weight_range,
+            per_channel,
+        )
+
+
+class _Run:
+    """One application: choose, place, observe, lower."""
+
+    def __init__(self, options: QuantizeStatic, model: Model, context: Context) -> None:
+        self._options, self._source, self._context = options, model, context
+        self._settings = Settings.of(options, context.target)
+
+    def result(self) -> PassResult:
+        edit = Edit(self._source)
+        for node in nested_layers(self._source):
+            edit.skip("nested", node, "it lies in the body of an If, Loop or Scan, whose values cannot be observed")
+        if not self._choose(self._source.graph).layers:
+            self._note_refused(self._choose(self._source.graph), edit)
+            return PassResult(self._source, (), tuple(edit.skips))
+        start = self._raised(edit)
+        if start is None:
+            return PassResult(self._source, (), tuple(edit.skips))
+        fork, per_channel = start
+        upgraded = list(edit.changes)
+        edit = _continued(edit, fork)
+        choice = self._choose(fork.graph)
+        self._note_refused(choice, edit)
+        plan, grids = self._settle(fork, choice, edit)
+        if not plan.layers:
+            return PassResult(self._source, (), tuple(edit.skips))
+        self._write(fork, plan, grids, edit, per_channel)
+        fork.ir.ir_version = max(fork.ir.ir_version, opset.LEAST_IR)
+        return PassResult(fork, (*upgraded, *edit.changes), tuple(edit.skips))
+
+    def _choose(self, graph: ir.Graph) -> Choice:
+        return choose(graph, self._settings.ops, self._options.exclude, self._options.only)
+
+    def _note_refused(self, choice: Choice, edit: Edit) -> None:
+        for node, reason in choice.refused.items():
+            edit.skip("layer", node, reason)
+
+    def _raised(self, edit: Edit) -> tuple[Model, bool] | None:
+        """A fork at an opset that will do and whether weights may be per channel, or ``None`` with a skip."""
+        model, per_channel = self._source, self._settings.per_channel
+        if model.opset >= opset.PER_CHANNEL:
+            return model.fork(), per_channel
+        converted = opset.raised(model, opset.PER_CHANNEL)
+        if isinstance(converted, Model):
+            edit.change("opset", "model", f"raised from {model.opset} to {opset.PER_CHANNEL}")
+            return converted, per_channel
+        if model.opset >= opset.PER_TENSOR:
+            edit.skip("opset", "model", f"{converted}; weights get one scale per tensor instead of per channel")
+            return model.fork(), False
+        edit.skip("opset", "model", f"{converted}; 8-bit operators exist from opset {opset.PER_TENSOR} on")
+        return None
+
+    def _settle(self, fork: Model, choice: Choice, edit: Edit) -> tuple[Plan, dict[str, Grid]]:
+        """Place and observe until every value that is to be integer has a usable range."""
+        names = Names(fork.graph)
+        banned: set[str] = set()
+        grids: dict[str, Grid] = {}
+        percentile = self._options.percentile if self._options.observer == "percentile" else None
+        while True:
+            rules = Rules(
+                frozenset(self._settings.ops),
+                fork.opset,
+                lambda node: names.match(node, self._options.exclude),
+                frozenset(banned),
+            )
+            plan = place(fork.graph, choice.layers, rules)
+            wanted = [root.name for root in plan.roots() if root.name and root.name not in grids]
+            bad = []
+            for name, seen in observe(fork, self._context, wanted, percentile).items():
+                if seen.trouble:
+                    bad.append(name)
+                    edit.skip("activation", name, seen.trouble)
+                else:
+                    grids[name] = activation_grid(seen.low, seen.high, self._settings.activation)
+            if not bad:
+                return plan, grids
+            banned.update(bad)
+
+    def _write(self, fork: Model, plan: Plan, grids: Mapping[str, Grid], edit: Edit, per_channel: bool) -> None:
+        lowering = Lowering(fork.graph, plan, grids, edit)
+        scales = {n: float(lowering.grid(layer.data).scale) for n, layer in plan.layers.items()}
+        writer = WeightWriter(fork.graph, edit, self._settings.weight, self._settings.reach, per_channel)
+        old = [v for layer in plan.layers.values() for v in layer.node.inputs[1:] if v is not None]
+        _note_changes(plan, edit)
+        lowering.run()
+        for node, layer in plan.layers.items():
+            writer.write(layer, scales[node])
+        drop_unused(fork.graph, old)
+
+
+def _continued(edit: Edit, fork: Model) -> Edit:
+    """An edit of ``fork`` that keeps the skips noted so far."""
+    fresh = Edit(fork)
+    fresh.skips.extend(edit.skips)
+    return fresh
+
+
+def _note_changes(plan: Plan, edit: Edit) -> None:
+    for node in plan.layers:
+        edit.change(
+            "layer", node, f"{node.op_type} with 8-bit weights, {'8-bit' if node in plan.giving else 'float'} result"
+        )
+    for node in plan.giving:
+        if node in plan.joiners:
+            edit.change("joiner", node, node.op_type)
+        if node in plan.clamps:
+            edit.change("clamp", plan.clamps[node], "the grid of the result saturates where it would")
+    for node in plan.carriers:
+        edit.change("carrier", node, f"{node.op_type} of integers")
