@@ -1,8 +1,8 @@
 """The Python API: the verbs of the command line as functions.
 
-    import optimizer
-    record = optimizer.compile("model.onnx", data="samples.npz", metric="top1", budget=["top1.drop<=0.005"])
-    print(record.outcome, record.speedup, record.artifact)
+import optimizer
+record = optimizer.compile("model.onnx", data="samples.npz", metric="top1", budget=["top1.drop<=0.005"])
+print(record.outcome, record.speedup, record.artifact)
 """
 
 from __future__ import annotations
@@ -11,41 +11,44 @@ import importlib.metadata
 import importlib.util
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from optimizer import __version__
 from optimizer.compile import compile_settings
+from optimizer.data.metrics import Metric
 from optimizer.data.samples import Samples
 from optimizer.faults import Fault, usage
 from optimizer.measure import bench
 from optimizer.measure.latency import Effort
-from optimizer.measure.quality import Judge
-from optimizer.measure.stats import quality_interval
-from optimizer.package.check import VerifyReport, verify
+from optimizer.measure.quality import Judge, quality_of
+from optimizer.package import artifact
+from optimizer.package.check import verify
 from optimizer.plan import DataRequest, Settings, SourceRequest, default_cache_dir
-from optimizer.preflight import PlanReport, plan
+from optimizer.preflight import plan
 from optimizer.progress import Silent, Watcher
-from optimizer.records import BenchmarkRow, PassNote, Quality, Record
+from optimizer.records import BenchmarkRow, Quality, Record
 from optimizer.report.inspection import Inspection, inspect_model
 from optimizer.report.nouns import Doctor, Problem
 from optimizer.report.pages import PassPage, gather
 from optimizer.runtime import hardware, providers
 from optimizer.runtime.sessions import Site
-from optimizer.source.open import Source
 from optimizer.store.store import LIMIT_BYTES, Entry, Store
 from optimizer.workshop import (
     choose_metric,
     choose_target,
-    gather_data,
     open_bench,
     open_model,
     open_site,
+    read_samples,
+    scratch_folder,
     synthetic_samples,
 )
 from passes import catalogue
-from passes.kit.recipe import Recipe, RecipeError
+from passes.kit.model import Model
+from passes.kit.recipe import RecipeError
 
 __all__ = [
     "BenchmarkReport",
@@ -138,19 +141,33 @@ def benchmark(
     Raises :class:`optimizer.Fault` when a model cannot be opened, or when no provider asked for is here.
     """
     watch = watch or Silent()
-    base = settings or Settings(SourceRequest(models[0]))
+    base = (settings or Settings(SourceRequest(models[0]))).but(data=DataRequest(data), metric=metric)
     store = Store(base.cache_dir)
     sites = [_site(name, count) for name in provider_names for count in threads]
     usable = [s for s in sites if isinstance(s, Site)]
     if not usable:
         raise _site_fault(provider_names[0])
-    opened = [_open(base, text, data, metric, store, usable[0], watch) for text in models]
-    entrants = [bench.Entrant(text, store.put_model(s.model), s.size_bytes, samples) for text, s, samples in opened]
-    rows = list(bench.measure(entrants, sites, batches, Effort(3, seconds), watch.note))
-    if data is not None:
-        rows = list(bench.with_quality(rows, dict(_qualities(base, opened, entrants, usable, store, metric, data))))
-    notes = tuple(dict.fromkeys(w for _, s, _ in opened for w in s.warnings))
+    with ExitStack() as stack:
+        runners = [_open(base, text, store, usable[0], watch, stack) for text in models]
+        entrants = [bench.Entrant(r.name, store.put_model(r.model), r.size_bytes, r.samples) for r in runners]
+        rows = list(bench.measure(entrants, sites, batches, Effort(3, seconds), watch.note))
+        if data is not None:
+            watch.stage("measuring quality")
+            rows = list(bench.with_quality(rows, dict(_qualities(runners, entrants, usable, store))))
+    notes = tuple(dict.fromkeys(w for r in runners for w in r.warnings))
     return BenchmarkReport(tuple(rows), hardware.environment(), notes)
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """A model that was opened for a benchmark."""
+
+    name: str
+    model: Model
+    size_bytes: int
+    samples: Samples
+    metric: Metric | None
+    warnings: tuple[str, ...]
 
 
 def _site(name: str, threads: int) -> Site | tuple[str, int, str]:
@@ -170,38 +187,31 @@ def _site_fault(name: str) -> Fault:
     return usage("no provider was named")
 
 
-def _open(
-    base: Settings, text: str, data: str | None, metric: str | None, store: Store, site: Site, watch: Watcher
-) -> tuple[str, Source, Samples]:
+def _open(base: Settings, text: str, store: Store, site: Site, watch: Watcher, stack: ExitStack) -> _Runner:
     watch.stage(f"opening {text}")
-    settings = base.but(source=replace(base.source, model=text), data=DataRequest(data), metric=metric)
-    source = open_model(settings, choose_target(settings, lenient=True), store, site)
-    if data is None:
-        return text, source, synthetic_samples(source.model, base.seed)
-    splits, _ = gather_data(settings, source, store, whole=True)
-    assert splits is not None
-    return text, source, splits.confirm
+    settings = base.but(source=replace(base.source, model=text))
+    scratch = stack.enter_context(scratch_folder())
+    source = open_model(settings, hardware.loosest_target(), store, site, scratch)
+    if base.data.data is None:
+        samples, metric = synthetic_samples(source.model, base.seed), None
+    else:
+        samples = read_samples(base.data.data, settings, source, store, stack)
+        metric = choose_metric(settings, source.model, samples, stack)
+    return _Runner(text, source.model, source.size_bytes, samples, metric, (*source.warnings, *samples.warnings))
 
 
 def _qualities(
-    base: Settings,
-    opened: Sequence[tuple[str, Source, Samples]],
-    entrants: Sequence[bench.Entrant],
-    sites: Sequence[Site],
-    store: Store,
-    metric: str | None,
-    data: str,
+    runners: Sequence[_Runner], entrants: Sequence[bench.Entrant], sites: Sequence[Site], store: Store
 ) -> Iterator[tuple[tuple[str, str], Quality]]:
-    for (text, source, samples), entrant in zip(opened, entrants, strict=True):
-        settings = base.but(source=replace(base.source, model=text), data=DataRequest(data), metric=metric)
-        chosen = choose_metric(settings, source.model, samples)
-        if chosen is None:
-            continue
+    """Quality of each model on each provider, by names. Metrics that compare take the first model as reference."""
+    for runner, entrant in zip(runners, entrants, strict=True):
         for site in {s.provider: s for s in sites}.values():
-            rows = Judge(chosen, samples, site, store, entrants[0].path).rows(entrant.path, source.model.digest())
-            found = quality_interval(chosen, rows)
-            better = chosen.higher_is_better
-            yield (text, site.provider), Quality(chosen.name, found.value, found.low, found.high, better, len(rows))
+            if runner.metric is not None:
+                judge = Judge(runner.metric, runner.samples, site, store, entrants[0].path)
+                yield (
+                    (runner.name, site.provider),
+                    quality_of(runner.metric, judge.rows(entrant.path, runner.model.digest())),
+                )
 
 
 def inspect(
@@ -212,12 +222,14 @@ def inspect(
     ``sizes`` gives open dimensions a size to count the work with. Raises :class:`optimizer.Fault`.
     """
     settings = (settings or Settings(SourceRequest(model))).but(level=1)
-    with open_bench(settings, Silent()) as opened:
-        notes: tuple[PassNote, ...] = ()
+    with ExitStack() as stack:
         if passes:
+            opened = stack.enter_context(open_bench(settings, Silent()))
             notes = opened.builder.build(opened.source.model, catalogue.LOSSLESS).notes
-        found = inspect_model(opened.source.model, name=model, sizes=sizes, passes=notes)
-        return replace(found, warnings=opened.warnings) if hasattr(found, "warnings") else found
+            return inspect_model(opened.source.model, name=model, sizes=sizes, passes=notes)
+        store, scratch = Store(settings.cache_dir), stack.enter_context(scratch_folder())
+        source = open_model(settings, hardware.loosest_target(), store, open_site(settings.provider, 1), scratch)
+        return inspect_model(source.model, name=model, sizes=sizes)
 
 
 @dataclass(frozen=True)
@@ -241,11 +253,11 @@ def export(
     if place.exists() and not overwrite:
         raise usage("the output exists", where=str(place), hint="Choose another name or add --overwrite.")
     store, site = Store(base.cache_dir), open_site(base.provider, base.threads)
-    opened = open_model(base, choose_target(base, lenient=True), store, site)
-    from optimizer.package.artifact import write_model_file
-
-    size = write_model_file(place, opened.model)
-    return ExportReport(str(place), opened.exporter, opened.parity, size, opened.warnings)
+    target = choose_target(base) if base.target else hardware.with_runtime(hardware.loosest_target(), base.runtime)
+    with scratch_folder() as scratch:
+        opened = open_model(base, target, store, site, scratch)
+        artifact.write_model_file(place, opened.model)
+    return ExportReport(str(place), opened.exporter, opened.parity, opened.size_bytes, opened.warnings)
 
 
 def passes_list(names: Sequence[str] = ()) -> tuple[PassPage, ...]:
@@ -283,7 +295,9 @@ def doctor() -> Doctor:
     flavours = [d.metadata["Name"] for d in importlib.metadata.distributions() if _is_runtime(d.metadata["Name"])]
     if len(set(flavours)) > 1:
         fix = "pip uninstall all of them, then install the one flavour that you need"
-        problems.append(Problem(f"several onnxruntime flavours overwrite each other: {', '.join(sorted(flavours))}", fix))
+        problems.append(
+            Problem(f"several onnxruntime flavours overwrite each other: {', '.join(sorted(flavours))}", fix)
+        )
     return Doctor(
         __version__,
         platform.python_version(),
@@ -312,11 +326,3 @@ def cache_entries(cache_dir: Path | None = None) -> list[Entry]:
 def cache_prune(cache_dir: Path | None = None, max_bytes: int = LIMIT_BYTES) -> int:
     """Remove the least recently used files until the cache fits; returns the bytes freed."""
     return Store(cache_dir or default_cache_dir()).prune(max_bytes)
-
-
-def parse_recipe(text: str) -> Recipe:
-    """A recipe from text. Raises :class:`optimizer.Fault` (usage)."""
-    try:
-        return Recipe.parse(text)
-    except RecipeError as error:
-        raise usage(str(error), code="bad-recipe") from error

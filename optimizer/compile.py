@@ -16,14 +16,14 @@ from pathlib import Path
 from optimizer import ship
 from optimizer.decide import judge, ladder
 from optimizer.decide.ladder import Rung
-from optimizer.faults import Fault
 from optimizer.measure.latency import QUICK, THOROUGH
 from optimizer.measure.scales import QualityReading, Scales, SpeedReading, Weighed
 from optimizer.measure.sensitivity import sensitivities
 from optimizer.measure.stats import corrected_alpha
 from optimizer.plan import Settings
+from optimizer.preflight import require_room
 from optimizer.progress import Silent, Watcher
-from optimizer.records import Judgement, Record, Step, Verdict
+from optimizer.records import Judgement, Quality, Record, Step, Verdict
 from optimizer.verify.apply import Candidate
 from optimizer.workshop import Bench, candidate_weight, open_bench
 from passes.kit.context import NoData
@@ -39,6 +39,7 @@ class Tried:
     rung: Rung
     step: Step
     candidate: Candidate | None = None
+    baseline: Quality | None = None
 
 
 @dataclass
@@ -70,6 +71,7 @@ def compile_settings(settings: Settings, watch: Watcher | None = None) -> Record
     started = time.monotonic()
     with open_bench(settings, watch or Silent()) as bench:
         ship.check_output(bench)
+        require_room(bench)
         climb = Climb(bench, bench.scales(), started)
         bench.watch.stage("trying recipes")
         climb_all(climb, first_rungs(bench))
@@ -104,16 +106,24 @@ def search(climb: Climb) -> None:
     facts = ladder.Facts(bench.settings.level, bench.calibrated, layers, dynamic)
     climb_all(climb, ladder.bold(facts))
     climb_all(climb, ladder.refined(facts, climb.steps))
-    if ladder.wants_gentler(facts, climb.steps) and not climb.out_of_time():
+    if ladder.wants_gentler(facts, climb.steps, margin(climb)) and not climb.out_of_time():
         bench.watch.stage(f"measuring how sensitive {len(layers)} layers are")
         ranked = dict(layer_sensitivities(climb, base, layers))
         climb_all(climb, ladder.gentler(facts, ranked), until_accepted=True)
 
 
+def margin(climb: Climb) -> float | None:
+    """The drop that the budget allows on the select samples, in the metric's unit."""
+    base = next((t.baseline for t in climb.tried if t.baseline is not None), None)
+    return climb.bench.budget.quality_margin(base.value) if base is not None else None
+
+
 def climb_all(climb: Climb, rungs: Sequence[Rung], *, until_accepted: bool = False) -> None:
     """Try rungs in order; with ``until_accepted`` stop at the first that holds, because the rest are gentler."""
     for i, rung in enumerate(rungs):
-        climb.bench.watch.progress(len(climb.tried), len(climb.tried) + len(rungs) - i, time_left(climb, len(rungs) - i))
+        climb.bench.watch.progress(
+            len(climb.tried), len(climb.tried) + len(rungs) - i, time_left(climb, len(rungs) - i)
+        )
         tried = skipped(rung, "the time limit was reached") if climb.out_of_time() else try_rung(climb, rung)
         climb.tried.append(tried)
         climb.bench.watch.step(tried.step)
@@ -129,7 +139,9 @@ def try_rung(climb: Climb, rung: Rung) -> Tried:
         candidate = bench.builder.build(bench.source.model, rung.recipe)
     except NoData as error:
         return skipped(rung, str(error))
-    if twin := next((t for t in climb.tried if t.candidate and t.candidate.model.digest() == candidate.model.digest()), None):
+    if twin := next(
+        (t for t in climb.tried if t.candidate and t.candidate.model.digest() == candidate.model.digest()), None
+    ):
         reason = judge.nothing_new(twin.step.label, candidate.notes)
         return skipped(rung, reason, candidate)
     model = candidate_weight(candidate)
@@ -137,7 +149,8 @@ def try_rung(climb: Climb, rung: Rung) -> Tried:
     speed = climb.scales.speed(model, QUICK)
     sizes = (model.size_bytes, climb.scales.baseline.size_bytes)
     verdict = judge.on_select(candidate.lossy, quality, speed, sizes, bench.budget)
-    return Tried(rung, step_of(rung, candidate, model, verdict, quality, speed), candidate)
+    step = step_of(rung, candidate, model, verdict, quality, speed)
+    return Tried(rung, step, candidate, quality.baseline if quality else None)
 
 
 def skipped(rung: Rung, reason: str, candidate: Candidate | None = None) -> Tried:
@@ -199,41 +212,40 @@ def confirm(climb: Climb) -> ship.Choice:
     contenders = contenders[:CONFIRM_AT_MOST]
     alpha = corrected_alpha(0.05, max(1, len(contenders)))
     looks = bench.store.look(bench.splits.confirm.digest()) if contenders and bench.splits and bench.judged else 0
-    refused = ""
     for tried in contenders:
         assert tried.candidate is not None
         model = candidate_weight(tried.candidate)
         quality = scales.quality(model, bench.splits.confirm, alpha) if bench.splits and bench.judged else None
         speed = scales.speed(model, THOROUGH)
         sizes = (model.size_bytes, scales.baseline.size_bytes)
-        verdict = judge.at_confirm(quality, speed, sizes, bench.budget, strict=bench.settings.strict)
-        mark_confirmed(climb, tried, verdict)
-        if verdict.judgement in (Judgement.ACCEPTED, Judgement.UNDECIDED):
+        verdict = judge.at_confirm(quality, speed, sizes, bench.budget)
+        undecided = verdict.judgement is Judgement.UNDECIDED
+        if verdict.judgement is Judgement.ACCEPTED or (undecided and not bench.settings.strict):
             return ship.Choice(tried.candidate, tried.rung.label, quality, speed, verdict, looks)
-        refused = verdict.reason
-    return without_loss(climb, refused)
+        let_go(climb, tried, verdict)
+    return without_loss(climb)
 
 
-def mark_confirmed(climb: Climb, tried: Tried, verdict: Verdict) -> None:
+def let_go(climb: Climb, tried: Tried, verdict: Verdict) -> None:
     """A candidate that does not hold at confirm is let go in the record too, with the reason found there."""
-    if verdict.judgement is Judgement.REJECTED:
-        step = replace(tried.step, verdict=replace(verdict, reason=f"at confirm: {verdict.reason}"))
-        climb.tried[climb.tried.index(tried)] = replace(tried, step=step)
+    step = replace(tried.step, verdict=replace(verdict, reason=f"at confirm: {verdict.reason}"))
+    climb.tried[climb.tried.index(tried)] = replace(tried, step=step)
+    climb.bench.watch.step(step)
 
 
-def without_loss(climb: Climb, refused: str) -> ship.Choice:
+def without_loss(climb: Climb) -> ship.Choice:
     """The lossless model if it is not slower, else the source itself."""
     bench, scales = climb.bench, climb.scales
+    why = judge.why_lossless(climb.steps)
     lossless = next((t for t in climb.tried if t.candidate and not t.candidate.lossy), None)
     if lossless is not None and lossless.candidate is not None:
         model = candidate_weight(lossless.candidate)
-        if model.digest != scales.baseline.digest:
-            speed = scales.speed(model, THOROUGH)
-            if judge.not_slower(speed.speedup):
-                quality = scales.quality(model, bench.splits.confirm) if bench.splits and bench.judged else None
-                verdict = Verdict(Judgement.ACCEPTED, refused or judge.why_lossless(climb.steps))
-                return ship.Choice(lossless.candidate, "lossless", quality, speed, verdict, 0)
-            refused = judge.why_slower(speed.speedup)
+        speed = scales.speed(model, THOROUGH) if model.digest != scales.baseline.digest else None
+        if speed is not None and judge.not_slower(speed.speedup):
+            quality = scales.quality(model, bench.splits.confirm) if bench.splits and bench.judged else None
+            verdict = Verdict(Judgement.ACCEPTED, f"{judge.speed_text(speed.speedup)} without loss; {why}")
+            return ship.Choice(lossless.candidate, lossless.rung.label, quality, speed, verdict, 0)
+        why = f"{judge.why_slower(speed.speedup) if speed else 'the lossless passes found nothing to do'}; {why}"
     quality = scales.quality(scales.baseline, bench.splits.confirm) if bench.splits and bench.judged else None
     speed = scales.speed(scales.baseline, QUICK)
-    return ship.Choice(None, "source", quality, speed, Verdict(Judgement.ACCEPTED, refused or judge.why_lossless(climb.steps)), 0)
+    return ship.Choice(None, "source", quality, speed, Verdict(Judgement.ACCEPTED, why), 0)

@@ -57,9 +57,13 @@ def check_output(bench: Bench) -> None:
 
 
 def ship(bench: Bench, choice: Choice, steps: Sequence[Step], seconds: float) -> Record:
-    """Write the artifact and return the record. Raises a Fault (exit 1) when a limit that the user set is not met."""
+    """Write the artifact and return the record; without an artifact when a limit that the user set is not met."""
     record = record_of(bench, choice, steps, seconds)
-    require_limits(bench, choice)
+    missed = unmet(bench.budget.limits(), choice.speed, sizes_of(bench, choice))
+    if missed:
+        hint = f"The best that keeps the quality is '{choice.label}'; loosen the limit, or give up quality for it"
+        fault = limit_not_met(f"the limit cannot be met: {missed[0]}", hint=hint)
+        return replace(record, outcome=Outcome.NONE, error=fault.as_json())
     model = choice.candidate.model if choice.candidate else bench.source.model
     recipe = choice.candidate.recipe if choice.candidate else Recipe()
     pairs = golden_pairs(bench, model)
@@ -137,14 +141,6 @@ def confidence_of(bench: Bench, choice: Choice) -> Confidence:
     return Confidence.UNDECIDED if choice.verdict.judgement is Judgement.UNDECIDED else Confidence.PROVEN
 
 
-def require_limits(bench: Bench, choice: Choice) -> None:
-    """A limit on latency, size or memory that what would ship does not meet ends the compile without an artifact."""
-    missed = unmet(bench.budget.limits(), choice.speed, sizes_of(bench, choice))
-    if missed:
-        hint = f"Best within the quality budget was '{choice.label}'. Loosen the limit, or see --json for every recipe."
-        raise limit_not_met(f"the limit cannot be met: {missed[0]}", hint=hint)
-
-
 def look_warnings(choice: Choice) -> tuple[str, ...]:
     """Confirming again and again on the same samples wears the proof out; say how often it was done."""
     if choice.looks <= 1:
@@ -187,7 +183,9 @@ def data_digests(bench: Bench) -> dict[str, str]:
     """The digest of each split."""
     if bench.splits is None:
         return {}
-    return {f.name: getattr(bench.splits, f.name).digest() for f in dataclasses.fields(bench.splits) if f.name != "warnings"}
+    return {
+        f.name: getattr(bench.splits, f.name).digest() for f in dataclasses.fields(bench.splits) if f.name != "warnings"
+    }
 
 
 def shaping_packages() -> dict[str, str]:

@@ -19,7 +19,7 @@ POSITIVE = click.IntRange(min=1)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @option(
     "--provider",
-    "providers",
+    "provider_names",
     section=WHAT,
     type=Provider(),
     multiple=True,
@@ -70,7 +70,7 @@ POSITIVE = click.IntRange(min=1)
 )
 def command(
     models: tuple[str, ...],
-    providers: tuple[str, ...],
+    provider_names: tuple[str, ...],
     batches: tuple[int, ...],
     threads: tuple[int, ...],
     data: str | None,
@@ -90,7 +90,7 @@ def command(
     with watching(verbose=verbose, quiet=quiet, log_file=log_file) as watch:
         report = api().benchmark(
             list(models),
-            providers=providers,
+            provider_names=provider_names,
             batches=batches,
             threads=threads,
             data=data,
@@ -106,5 +106,7 @@ def command(
         from optimizer.report.tables import benchmark
 
         show(benchmark(report.rows))
+        for warning in report.warnings:
+            click.echo(f"warning: {warning}", err=True)
     if not any(row.latency for row in report.rows):
         click.get_current_context().exit(int(Exit.UNDECIDED))

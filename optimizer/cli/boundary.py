@@ -14,11 +14,11 @@ import click
 from optimizer.faults import Exit, Fault, broken, usage
 
 _OF_THE_MACHINE = {
-    errno.ENOSPC: ("disk-full", "the disk is full", "free some space"),
-    errno.EDQUOT: ("disk-full", "the disk quota is used up", "free some space"),
-    errno.EROFS: ("read-only", "the file system is read-only", "choose another place with --output or --cache-dir"),
-    errno.EACCES: ("no-permission", "there is no permission", "check who owns it, or choose another place"),
-    errno.EPERM: ("no-permission", "there is no permission", "check who owns it, or choose another place"),
+    errno.ENOSPC: ("disk-full", "the disk is full", "Free some space."),
+    errno.EDQUOT: ("disk-full", "the disk quota is used up", "Free some space."),
+    errno.EROFS: ("read-only", "the file system is read-only", "Choose another place with --output or --cache-dir."),
+    errno.EACCES: ("no-permission", "there is no permission", "Check who owns it, or choose another place."),
+    errno.EPERM: ("no-permission", "there is no permission", "Check who owns it, or choose another place."),
 }
 
 
@@ -62,14 +62,14 @@ def as_fault(error: Exception) -> Fault:
     if isinstance(error, click.ClickException):
         return _usage_fault(error)
     if isinstance(error, MemoryError):
-        hint = "use a smaller --batch, fewer samples, or a machine with more memory"
+        hint = "Use a smaller --batch, fewer samples, or a machine with more memory."
         return broken("out of memory", hint=hint, code="out-of-memory")
     if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
         code, message, hint = _OF_THE_MACHINE[error.errno]
         return broken(message, where=str(error.filename or ""), hint=hint, code=code)
     said = " ".join(str(error).split())[:300]
     message = f"internal error ({type(error).__name__}: {said})" if said else f"internal error ({type(error).__name__})"
-    return broken(message, hint="This is a bug in Lathe: run again with --debug and report it", code="internal")
+    return broken(message, hint="This is a bug in Lathe: run again with --debug and report it.", code="internal")
 
 
 def unknown(kind: str, word: str, known: Iterable[str]) -> str:
@@ -111,7 +111,7 @@ def _told(scene: Scene, error: BaseException, fault: Fault) -> int:
 
 def _usage_fault(error: click.ClickException) -> Fault:
     ctx: click.Context | None = getattr(error, "ctx", None)
-    hint = f"See '{ctx.command_path} --help'" if ctx is not None else ""
+    hint = f"See '{ctx.command_path} --help'." if ctx is not None else ""
     message = _from_config(error, ctx) + error.format_message().rstrip(".")
     return usage(message[:1].lower() + message[1:], hint=hint)
 

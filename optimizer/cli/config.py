@@ -58,7 +58,7 @@ def load(folder: Path) -> Config | None:
     project = _read(folder / PROJECT)
     inside = (project or {}).get("tool", {}).get("lathe") if project else None
     if own is not None and inside is not None:
-        raise usage(f"settings stand both in {FILE} and in [tool.lathe] of {PROJECT}", hint="Keep one of them")
+        raise usage(f"settings stand both in {FILE} and in [tool.lathe] of {PROJECT}", hint="Keep one of them.")
     if own is not None:
         return Config(FILE, own)
     return Config(f"{PROJECT} [tool.lathe]", inside) if isinstance(inside, dict) else None

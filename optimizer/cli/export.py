@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from optimizer.cli.boundary import emit
-from optimizer.cli.common import api, option, source_options, source_request, verb
+from optimizer.cli.common import api, option, show, source_options, source_request, verb
+from optimizer.plan import DataRequest, Settings
 
 OUT = "Output and behaviour"
 
@@ -49,13 +50,14 @@ def command(
     What was found goes to stderr, the path of the file to stdout.
     """
     source = source_request(model, given)
-    report = api().export(source, output, overwrite=overwrite, data=data, target=target, runtime=runtime)
+    settings = Settings(source, data=DataRequest(data), target=target, runtime=runtime)
+    report = api().export(source, output, overwrite=overwrite, settings=settings)
     if as_json:
         from optimizer.report.json_ import dump
 
         emit(dump(report, "lathe.export/1"))
         return
-    click.echo(f"exported by {report.exporter}; parity: {report.parity}", err=True)
-    for warning in report.warnings:
-        click.echo(f"warning: {warning}", err=True)
+    from optimizer.report.tables import export
+
+    show(export(report), to_stderr=True)
     emit(str(report.path))

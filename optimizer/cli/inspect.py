@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import click
@@ -33,9 +32,10 @@ WHAT = "What to show"
 @source_options
 def command(model: str, sizes: tuple[str, ...], passes: bool, as_json: bool, **given: Any) -> None:
     """Show inputs, outputs, operators, weights and work of MODEL, and what each pass would do to it."""
+    from optimizer.plan import Settings
+
     source = source_request(model, given)
-    options = {f.name: getattr(source, f.name) for f in dataclasses.fields(source) if f.name not in ("model", "folder")}
-    found = api().inspect(model, passes=passes, sizes=dict(map(_size, sizes)), **options)
+    found = api().inspect(model, passes=passes, sizes=dict(map(_size, sizes)), settings=Settings(source))
     if as_json:
         from optimizer.report.json_ import dump
 

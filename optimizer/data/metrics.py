@@ -105,7 +105,8 @@ class Metric:
         """Scores [b] when row i counts ``weights[:, i]`` times; weights float64 [b, n]."""
         if self.grouped(rows):
             return np.full(len(weights), rows[0, 0])
-        return self.combine(rows, weights)
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # NaN is an answer: no score for these
+            return self.combine(rows, weights)
 
     def grouped(self, rows: Array) -> bool:
         """Rows are (score of all, score without this group of samples): only a jackknife applies."""

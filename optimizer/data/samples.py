@@ -104,7 +104,7 @@ class Samples:
             value = np.asarray(array).astype(how.dtype)
             return np.full(_constant_shape(port, len(chosen)), value) if port.dims else value
         if how.kind is Kind.ENTRY:
-            return np.ascontiguousarray(_rows(array, chosen)[0], how.dtype)
+            return np.asarray(_rows(array, chosen)[0], how.dtype, order="C")
         rows = chosen if how.rows == 1 else (chosen[:, None] * how.rows + np.arange(how.rows)).reshape(-1)
         return np.ascontiguousarray(_rows(array, rows), how.dtype)
 

@@ -13,6 +13,8 @@ from optimizer.records import Interval, Judgement, PassNote, Step, Verdict
 SizePair = tuple[int, int]
 """Bytes of a candidate and of the source."""
 
+LOSSLESS_LABEL = "lossless"
+
 NOT_SLOWER = 0.98
 """Lower bound of the speed-up that a lossless model must reach, together with a point estimate of at least
 :data:`NOT_SLOWER_POINT`: two builds of the same model differ by that much on a busy machine."""
@@ -30,7 +32,7 @@ def on_select(
             return Verdict(Judgement.REJECTED, f"quality: {drop_text(quality.drop, margin)}")
     if lossy and not pays(speed.speedup):
         return Verdict(Judgement.REJECTED, f"paid for nothing: {speed_text(speed.speedup)}")
-    if not lossy and not not_slower(speed.speedup):
+    if not lossy and speed.speedup.high < 1.0:
         return Verdict(Judgement.REJECTED, why_slower(speed.speedup))
     missed = unmet(budget.limits(), speed, sizes)
     if missed:
@@ -38,10 +40,8 @@ def on_select(
     return Verdict(Judgement.ACCEPTED, speed_text(speed.speedup))
 
 
-def at_confirm(
-    quality: QualityReading | None, speed: SpeedReading, sizes: SizePair, budget: Budget, *, strict: bool
-) -> Verdict:
-    """The last word: proven by the one-sided bounds of the drop, undecided, or rejected. ``strict`` ships no maybe."""
+def at_confirm(quality: QualityReading | None, speed: SpeedReading, sizes: SizePair, budget: Budget) -> Verdict:
+    """The last word: proven by the one-sided bounds of the drop, undecided, or rejected."""
     missed = unmet(budget.limits(), speed, sizes)
     if missed:
         return Verdict(Judgement.REJECTED, f"limit: {missed[0]}")
@@ -55,10 +55,7 @@ def at_confirm(
         return Verdict(Judgement.ACCEPTED, said)
     if quality.drop.lower_one_sided > margin or quality.drop.value > margin:
         return Verdict(Judgement.REJECTED, f"quality: {said}")
-    need = need_text(quality.drop, margin)
-    if strict:
-        return Verdict(Judgement.REJECTED, f"undecided, and --strict was given: {said}", need)
-    return Verdict(Judgement.UNDECIDED, said, need)
+    return Verdict(Judgement.UNDECIDED, said, need_text(quality.drop, margin))
 
 
 def pays(speedup: Interval) -> bool:
@@ -102,10 +99,10 @@ def nothing_new(other: str, notes: Sequence[PassNote]) -> str:
 
 def why_lossless(steps: Sequence[Step]) -> str:
     """One line that says why nothing lossy ships."""
-    lossy = [s for s in steps if s.label not in ("lossless",)]
+    lossy = [s for s in steps if s.label != LOSSLESS_LABEL]
     if not lossy:
-        return "no lossy recipe was tried"
-    return "; ".join(f"{s.label}: {s.verdict.reason}" for s in lossy)
+        return "nothing that spends quality was tried"
+    return "what spends quality was let go: " + "; ".join(f"{s.label}: {s.verdict.reason}" for s in lossy)
 
 
 def why_slower(speedup: Interval) -> str:

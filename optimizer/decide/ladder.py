@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from optimizer.decide.judge import LOSSLESS_LABEL
 from optimizer.records import Judgement, Step
 from passes.catalogue import LOSSLESS
 from passes.kit.recipe import Recipe
 from passes.kit.recipe import Step as Part
 
 STATIC = "int8 static"
+
+COMFORTABLE = 0.5
+"""A drop up to this share of what is allowed leaves room for the confirm samples to be harder."""
 
 GENTLE_SHARES = (0.05, 0.12, 0.25, 0.5)
 """Shares of the most sensitive layers that successive rungs leave in float."""
@@ -36,7 +40,7 @@ class Facts:
 
 def lossless() -> Rung:
     """The rung that spends no quality."""
-    return Rung("lossless", LOSSLESS)
+    return Rung(LOSSLESS_LABEL, LOSSLESS)
 
 
 def bold(facts: Facts) -> list[Rung]:
@@ -57,11 +61,13 @@ def refined(facts: Facts, steps: Sequence[Step]) -> list[Rung]:
     return [_static(f"{STATIC}, percentile ranges", ("observer", "percentile"))]
 
 
-def wants_gentler(facts: Facts, steps: Sequence[Step]) -> bool:
-    """Whether leaving layers in float can help: static int8 pays in time, but no static rung kept the quality."""
-    static = [s for s in steps if s.label.startswith(STATIC)]
-    accepted = any(s.verdict.judgement is Judgement.ACCEPTED for s in static)
-    return len(facts.layers) > 1 and not accepted and any(costs_too_much(s) for s in static)
+def wants_gentler(facts: Facts, steps: Sequence[Step], margin: float | None) -> bool:
+    """Whether leaving layers in float can help: static int8 pays in time, but no static rung keeps the quality with
+    room to spare. One that only just keeps it on the select samples may well fail on those that confirm."""
+    static = [s for s in steps if s.label.startswith(STATIC) and s.speedup is not None and s.speedup.low > 1.0]
+    if len(facts.layers) < 2 or margin is None or not static:
+        return False
+    return all(s.drop is not None and s.drop.value > margin * COMFORTABLE for s in static)
 
 
 def gentler(facts: Facts, sensitivity: Mapping[str, float]) -> list[Rung]:

@@ -59,14 +59,10 @@ class Timing:
         """Median with its interval, and tails where there are enough runs."""
         runs = np.concatenate([block for restart in self.blocks for block in restart])
         middle = median_interval(self.medians())
-        return Latency(
-            middle.value, middle.low, middle.high, self.clock, len(runs), tail(runs, 0.9), tail(runs, 0.99)
-        )
+        return Latency(middle.value, middle.low, middle.high, self.clock, len(runs), tail(runs, 0.9), tail(runs, 0.99))
 
 
-def compare(
-    paths: Sequence[Path], feeds: Sequence[dict[str, Array]], site: Site, effort: Effort
-) -> list[Timing]:
+def compare(paths: Sequence[Path], feeds: Sequence[dict[str, Array]], site: Site, effort: Effort) -> list[Timing]:
     """Time several models side by side, each on its feed. Raises a Fault when one of them cannot run."""
     gathered: list[list[tuple[Array, ...]]] = [[] for _ in paths]
     about: list[dict[str, Any]] = []

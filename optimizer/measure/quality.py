@@ -11,6 +11,8 @@ import numpy as np
 
 from optimizer.data.metrics import Metric
 from optimizer.data.samples import Samples, cut
+from optimizer.measure.stats import quality_interval
+from optimizer.records import Quality
 from optimizer.runtime import sessions
 from optimizer.runtime.sessions import Site
 from optimizer.store.store import Store, key_of
@@ -84,3 +86,9 @@ def _batch(worker: Worker, path: Path, samples: Samples, site: Site) -> int:
     arrays = [a for a in (*feed.values(), *outputs.values()) if isinstance(a, np.ndarray)]
     weight = sum(a.nbytes for a in arrays) // max(1, count)
     return int(np.clip(BATCH_BYTES // max(1, weight), 1, LARGEST_BATCH))
+
+
+def quality_of(metric: Metric, rows: Array) -> Quality:
+    """The metric over ``rows`` with its two-sided 95 % interval."""
+    found = quality_interval(metric, rows)
+    return Quality(metric.name, found.value, found.low, found.high, metric.higher_is_better, len(rows))

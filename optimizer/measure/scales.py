@@ -13,8 +13,8 @@ import numpy as np
 from optimizer.data.metrics import Metric
 from optimizer.data.samples import Samples
 from optimizer.measure.latency import Effort, Timing, compare, speedup
-from optimizer.measure.quality import Judge
-from optimizer.measure.stats import DropEstimate, paired_drop, quality_interval
+from optimizer.measure.quality import Judge, quality_of
+from optimizer.measure.stats import DropEstimate, paired_drop
 from optimizer.records import Interval, Latency, Quality
 from optimizer.runtime.sessions import Site
 from optimizer.store.store import Store, key_of
@@ -83,14 +83,7 @@ class Scales:
         base = judge.rows(self.baseline.path, self.baseline.digest)
         rows = judge.rows(model.path, model.digest) if model.digest != self.baseline.digest else base
         drop = paired_drop(self.metric, base, rows, self.seed, alpha)
-        return QualityReading(self._quality(base), self._quality(rows), drop)
-
-    def _quality(self, rows: Array) -> Quality:
-        assert self.metric is not None
-        found = quality_interval(self.metric, rows)
-        return Quality(
-            self.metric.name, found.value, found.low, found.high, self.metric.higher_is_better, len(rows)
-        )
+        return QualityReading(quality_of(self.metric, base), quality_of(self.metric, rows), drop)
 
     def _evaluated(self, model: Weighed) -> QualityReading:
         """One number from the user's own evaluation: there is no interval, so nothing can be proven with it."""

@@ -1,4 +1,4 @@
-"""How much each layer suffers alone: one layer quantized at a time, the model's outputs compared with the float ones."""
+"""How much each layer suffers alone: one layer quantized at a time, outputs compared with the float ones."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from optimizer.measure.quality import outputs_of
 from optimizer.data.samples import Samples
+from optimizer.measure.quality import outputs_of
 from optimizer.runtime.sessions import Site
 
 SAMPLES = 16

@@ -76,6 +76,27 @@ def write(
     return place
 
 
+def write_model_file(path: Path, model: Model, *, external_above: int = EXTERNAL_ABOVE_BYTES) -> int:
+    """Write one ONNX file (and ``NAME.data`` beside it when it is large); returns the bytes written.
+
+    What was there is replaced when everything is on the disk; nothing half-written is left behind. Raises a broken
+    :class:`~optimizer.faults.Fault` when the disk is full, read-only or forbidden.
+    """
+    place = path.absolute()
+    with _faults_at(place), _parents(place.parent):
+        partial = place.parent / f".{place.name}.{secrets.token_hex(4)}.partial"
+        try:
+            partial.mkdir()
+            names = _write_model(partial, place.name, model, external_above)
+            size = sum((partial / n).stat().st_size for n in names)
+            for name in reversed(names):  # weights first: a graph is never there without them
+                (partial / name).replace(place.parent / name)
+            _sync_folder(place.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return size
+
+
 def check_output(folder: Path, *, overwrite: bool) -> None:
     """Whether an artifact may be written there, asked before any work is done.
 
@@ -90,7 +111,7 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         raise usage(
             "this exists and is not a Lathe artifact, so it is not overwritten",
             where=str(folder),
-            hint="choose another --output, or remove it yourself",
+            hint="Choose another --output, or remove it yourself.",
             code="not-an-artifact",
         )
     extra = sorted({p.name for p in folder.iterdir()} - KNOWN) if folder.exists() else []
@@ -98,7 +119,7 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         raise usage(
             f"the artifact there also holds '{extra[0]}', which overwriting would delete",
             where=str(folder),
-            hint="move it away, or choose another --output",
+            hint="Move it away, or choose another --output.",
             code="output-has-extras",
         )
 
@@ -107,7 +128,7 @@ def _exists(folder: Path) -> Fault:
     return usage(
         "the output exists already",
         where=str(folder),
-        hint="choose another --output, or give --overwrite",
+        hint="Choose another --output, or add --overwrite.",
         code="output-exists",
     )
 
@@ -126,7 +147,7 @@ def _is_artifact(folder: Path) -> bool:
 
 # -- filling the folder ------------------------------------------------------------------------------------------------
 def _fill(folder: Path, contents: Contents, external_above: int) -> None:
-    names = _write_model(folder, contents.model, external_above)
+    names = _write_model(folder, MODEL, contents.model, external_above)
     names += _write_golden(folder, contents.golden)
     # Outputs and measurements differ between machines, so the manifest lists only what a replay gives again.
     replayed = [n for n in names if not n.endswith("_output.npz")]
@@ -141,23 +162,24 @@ def _fill(folder: Path, contents: Contents, external_above: int) -> None:
         _sync_folder(inner)
 
 
-def _write_model(folder: Path, model: Model, external_above: int) -> list[str]:
+def _write_model(folder: Path, name: str, model: Model, external_above: int) -> list[str]:
     if model.weight_bytes() <= external_above:
-        with _create(folder / MODEL) as stream:
+        with _create(folder / name) as stream:
             stream.write(model.to_bytes())
-        return [MODEL]
-    with _create(folder / WEIGHTS) as stream:
-        proto = model.to_proto(_Weights(stream).place)
-    with _create(folder / MODEL) as stream:
+        return [name]
+    weights = f"{name}.data"
+    with _create(folder / weights) as stream:
+        proto = model.to_proto(_Weights(stream, weights).place)
+    with _create(folder / name) as stream:
         stream.write(proto.SerializeToString(deterministic=True))
-    return [MODEL, WEIGHTS]
+    return [name, weights]
 
 
 class _Weights:
     """The external data file: tensors in graph order, each on its own page, equal tensors once."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
+    def __init__(self, stream: IO[bytes], name: str) -> None:
+        self._stream, self._name = stream, name
         self._offsets: dict[str, int] = {}
 
     def place(self, tensor: ir.TensorProtocol, digest: str) -> ir.ExternalTensor:
@@ -166,7 +188,7 @@ class _Weights:
             self._offsets[digest] = self._stream.tell()
             self._stream.write(tensor.tobytes())
         shape = ir.Shape(tensor.shape.numpy())
-        return ir.ExternalTensor(WEIGHTS, self._offsets[digest], tensor.nbytes, tensor.dtype, shape=shape, name="")
+        return ir.ExternalTensor(self._name, self._offsets[digest], tensor.nbytes, tensor.dtype, shape=shape, name="")
 
 
 def _write_golden(folder: Path, golden: Sequence[GoldenPair]) -> list[str]:
@@ -284,11 +306,11 @@ def _faults_at(place: Path) -> Iterator[None]:
 def disk_fault(error: OSError, place: Path) -> Fault:
     """What the system refused, as a fault with the path and what to do about it."""
     hints = {
-        errno.ENOSPC: ("disk-full", "the disk is full", "free some space, or choose another --output"),
-        errno.EDQUOT: ("disk-full", "the disk quota is used up", "free some space, or choose another --output"),
-        errno.EROFS: ("read-only", "the file system is read-only", "choose another --output"),
-        errno.EACCES: ("no-permission", "there is no permission to write here", "choose another --output"),
-        errno.EPERM: ("no-permission", "there is no permission to write here", "choose another --output"),
+        errno.ENOSPC: ("disk-full", "the disk is full", "Free some space, or choose another --output."),
+        errno.EDQUOT: ("disk-full", "the disk quota is used up", "Free some space, or choose another --output."),
+        errno.EROFS: ("read-only", "the file system is read-only", "Choose another --output."),
+        errno.EACCES: ("no-permission", "there is no permission to write here", "Choose another --output."),
+        errno.EPERM: ("no-permission", "there is no permission to write here", "Choose another --output."),
     }
     reason = error.strerror or str(error)
     code, message, hint = hints.get(error.errno or 0, ("cannot-write", f"cannot be written: {reason}", ""))

@@ -91,7 +91,9 @@ def time_in_worker(path: Path, feeds: Feeds, provider: str, threads: int) -> flo
     """Median milliseconds of one run, with the same care as a benchmark."""
     from optimizer.measure import latency
 
-    return latency.compare([path], [dict(feeds)], Site(full_name(provider), threads, ""), latency.QUICK)[0].latency().p50
+    return (
+        latency.compare([path], [dict(feeds)], Site(full_name(provider), threads, ""), latency.QUICK)[0].latency().p50
+    )
 
 
 # -- manifest ----------------------------------------------------------------------------------------------------------
@@ -112,7 +114,7 @@ def _read_manifest(root: Path) -> tuple[dict[str, Any] | None, list[Finding]]:
         raise bad_input(
             f"the manifest has schema '{schema}', this Lathe reads '{SCHEMA}'",
             where=str(root),
-            hint="use the Lathe that made it, or a newer one",
+            hint="Use the Lathe that made it, or a newer one.",
             code="unknown-schema",
         )
     wrong = _shape_of(tree)

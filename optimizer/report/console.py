@@ -29,9 +29,9 @@ def closing(record: Record) -> RenderableType:
 
     parts: list[RenderableType] = [_headline(record), ""]
     if rows := words.before_and_after(record):
-        parts += [table(("", "source", "result"), rows, title=f"measured on {words.scene(record)}"), ""]
+        parts += [title(f"measured on {words.scene(record)}"), table(("", "source", "result"), rows)]
     if record.steps:
-        parts += [tried(record), ""]
+        parts += [title("what was tried"), tried(record)]
     if record.confirm and record.confirm.reason:
         parts.append(line("why", record.confirm.reason))
     parts += [line("warning", warning, "yellow") for warning in record.warnings]
@@ -47,9 +47,9 @@ def tried(record: Record) -> Table:
     """Every recipe that was tried. The one that ships is marked."""
     from rich.text import Text
 
-    shown = table(("recipe", "verdict", "measured", "why"), [], ratios=(5, 3, 4, 9), title="what was tried")
+    shown = table(("recipe", "verdict", "measured", "why"), [], ratios=(5, 3, 3, 10))
     for step in record.steps:
-        label, verdict, measured, why = words.step_cells(step)
+        label, verdict, measured, why = words.step_cells(step, "\n")
         ships = bool(record.artifact) and step.recipe == record.recipe
         shown.add_row(
             Text(label, "bold" if ships else ""),
@@ -64,7 +64,6 @@ def table(
     head: Sequence[str],
     rows: Iterable[Sequence[str]],
     *,
-    title: str = "",
     ratios: Sequence[int] = (),
     right: Sequence[int] = (),
 ) -> Table:
@@ -73,13 +72,20 @@ def table(
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=box.SIMPLE_HEAD, title=Text(title) if title else None, title_justify="left", expand=bool(ratios))
+    made = Table(box=box.SIMPLE_HEAD, expand=bool(ratios))
     for i, name in enumerate(head):
         ratio: Any = ratios[i] if ratios else None
         made.add_column(Text(name), overflow="fold", ratio=ratio, justify="right" if i in right else "left")
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
     return made
+
+
+def title(text: str) -> Text:
+    """What stands over a table."""
+    from rich.text import Text
+
+    return Text(text, "italic")
 
 
 def line(label: str, text: str, colour: str = "") -> RenderableType:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -62,7 +62,8 @@ class Inspection:
     work: Work
     assumed: Mapping[str, int]
     external: tuple[str, ...] = ()
-    passes: tuple[PassNote, ...] = field(default=())
+    passes: tuple[PassNote, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def inspect_model(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from optimizer.records import Outcome, PassNote, Record, Step
+from optimizer.records import Outcome, PassNote, Record, Step, Verdict
 from optimizer.report import words
 
 
@@ -46,18 +46,24 @@ def _measured(record: Record) -> str:
 
 
 def _what_ships(record: Record) -> str:
-    if not record.recipe:
+    if record.outcome is Outcome.NONE:
         return ""
-    text = f"## What ships\n\nRecipe: `{record.recipe}`"
+    shipped = f"Recipe: `{record.recipe}`" if record.recipe else "The source as it is."
+    text = f"## What ships\n\n{shipped}"
     if record.confirm:
-        need = f" ({record.confirm.need})" if record.confirm.need else ""
-        text += _escape(f"\n\nConfirmed on samples that nobody had looked at: {record.confirm.judgement}, ")
-        text += _escape(f"{record.confirm.reason}{need}.")
+        text += _escape(f"\n\n{_why(record, record.confirm)}.")
     notes = next((s.passes for s in reversed(record.steps) if s.recipe == record.recipe and s.passes), ())
     if notes:
         rows = [(n.name, n.exactness, str(n.changes), _remarks(n)) for n in notes]
         text += "\n\n" + table(("pass", "promise", "changes", "remarks"), rows)
     return text
+
+
+def _why(record: Record, verdict: Verdict) -> str:
+    need = f" ({verdict.need})" if verdict.need else ""
+    if record.outcome is Outcome.OPTIMIZED and record.quality_drop is not None:
+        return f"Confirmed on samples that nobody had looked at: {verdict.judgement}, {verdict.reason}{need}"
+    return f"Why: {verdict.reason}{need}"
 
 
 def _remarks(note: PassNote) -> str:
@@ -81,7 +87,7 @@ def _list(title: str, lines: Sequence[str]) -> str:
 def _environment(record: Record) -> str:
     flat = {k: v for k, v in record.environment.items() if not isinstance(v, dict)}
     packages = record.environment.get("packages")
-    lines = [f"{k.replace('_', ' ')}: {words.size(v) if k.endswith('_bytes') else v}" for k, v in flat.items()]
+    lines = [f"{k.removesuffix('_bytes')}: {words.size(v) if k.endswith('_bytes') else v}" for k, v in flat.items()]
     if isinstance(packages, dict):
         lines.append("packages: " + ", ".join(f"{k} {v}" for k, v in sorted(packages.items())))
     return _list("Where it was measured", lines)

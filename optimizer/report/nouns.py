@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +20,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class Doctor:
-    """What this machine can run. ``features`` are the CPU features that targets ask for and this CPU has."""
+    """What this machine can run. ``features`` are the CPU features that targets ask for and this CPU has,
+    ``missing`` optional packages with the line that installs them."""
 
     version: str
     python: str
@@ -33,7 +34,7 @@ class Doctor:
     packages: Mapping[str, str]
     providers: tuple[str, ...]
     problems: tuple[Problem, ...] = ()
-    missing: tuple[str, ...] = field(default=())
+    missing: tuple[str, ...] = ()
 
 
 class Row(Protocol):
@@ -100,3 +101,33 @@ class Kept(Protocol):
     def size_bytes(self) -> int: ...
     @property
     def used(self) -> float: ...
+
+
+class Agreement(Protocol):
+    """How far an exported model is from the PyTorch module."""
+
+    @property
+    def max_abs(self) -> float: ...
+    @property
+    def max_rel(self) -> float: ...
+    @property
+    def tolerance(self) -> float: ...
+    @property
+    def batches(self) -> Sequence[str]: ...
+    @property
+    def worst(self) -> str: ...
+
+
+class Exported(Protocol):
+    """What an export came to; ``parity`` is ``None`` for a source that was ONNX already."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def exporter(self) -> str | None: ...
+    @property
+    def parity(self) -> Agreement | None: ...
+    @property
+    def warnings(self) -> Sequence[str]: ...

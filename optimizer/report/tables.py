@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from optimizer.records import PassNote
 from optimizer.report import words
-from optimizer.report.console import line, table
+from optimizer.report.console import line, table, title
 from optimizer.report.inspection import Inspection
-from optimizer.report.nouns import Checked, Doctor, Kept, Row
+from optimizer.report.nouns import Checked, Doctor, Exported, Kept, Row
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -27,10 +27,10 @@ def benchmark(rows: Sequence[Row]) -> RenderableType:
     names = short_names([r.model for r in rows])
     parts: list[RenderableType] = []
     for (provider, batch, threads), found in groupby(rows, key=lambda r: (r.provider, r.batch, r.threads)):
-        title = f"{provider}, batch {batch}, {threads} thread{'s' if threads != 1 else ''}"
+        scene = f"{provider}, batch {batch}, {threads} thread{'s' if threads != 1 else ''}"
         cells = [(names[r.model], *_speed_cells(r)) for r in found]
         head = ("model", "p50 ms", "p90", "p99", "per s", "speed-up")
-        parts += [table(head, cells, title=title, right=(1, 2, 3, 4)), ""]
+        parts += [title(scene), table(head, cells, right=(1, 2, 3, 4))]
     parts.append(_weights(rows, names))
     parts += [line(names[r.model], r.reason, "yellow") for r in rows if r.reason]
     return Group(*parts)
@@ -88,15 +88,16 @@ def inspection(found: Inspection) -> RenderableType:
     inner = f", {found.subgraphs} nested graphs" if found.subgraphs else ""
     local = f", {found.functions} local functions" if found.functions else ""
     parts.append(line("operators", f"{found.nodes} in all{inner}{local}: {_ops(found.ops)}"))
+    parts += [line("warning", text, "yellow") for text in found.warnings]
     if found.passes:
-        parts += ["", pass_notes(found.passes)]
+        parts += ["", title("what each pass would do"), pass_notes(found.passes)]
     return Group(*parts)
 
 
 def pass_notes(notes: Sequence[PassNote]) -> RenderableType:
     """What each pass would do."""
     rows = [(n.name, n.exactness, _would(n), n.fault or _few(n.skips, 3)) for n in notes]
-    return table(("pass", "promise", "would", "remarks"), rows, title="what each pass would do", ratios=(4, 2, 3, 8))
+    return table(("pass", "promise", "would", "remarks"), rows, ratios=(4, 2, 3, 8))
 
 
 def _would(note: PassNote) -> str:
@@ -157,12 +158,14 @@ def doctor(found: Doctor) -> RenderableType:
         ("memory", words.size(found.memory_bytes)),
         ("target", found.target or "none fits: name one with --target"),
         ("packages", packages),
-        ("not there", ", ".join(found.missing)),
+        ("optional", ", ".join(found.missing)),
         ("providers", ", ".join(found.providers) or "none"),
     ]
     parts: list[RenderableType] = [line(label, text) for label, text in facts if text]
     parts += [line("problem", f"{p.what}. To mend it: {p.fix}", "bold red") for p in found.problems]
-    return Group(*parts, "" if found.problems else line("verdict", "everything that Lathe needs is here", "green"))
+    if not found.problems:
+        parts.append(line("verdict", "everything that Lathe needs is here", "green"))
+    return Group(*parts)
 
 
 def cache(entries: Sequence[Kept], folder: str) -> RenderableType:
@@ -185,3 +188,19 @@ def _total(entries: Sequence[Kept]) -> str:
 def _day(entries: Sequence[Kept]) -> str:
     latest = datetime.datetime.fromtimestamp(max(e.used for e in entries))
     return latest.strftime("%Y-%m-%d %H:%M")
+
+
+def export(found: Exported) -> RenderableType:
+    """What was exported and how well it agrees with PyTorch."""
+    from rich.console import Group
+
+    parts: list[RenderableType] = [line("file", f"{found.path}, {words.size(found.size_bytes)}")]
+    if found.exporter:
+        parts.append(line("exporter", found.exporter))
+    if found.parity is not None:
+        p = found.parity
+        worst = f" in '{p.worst}'" if p.worst else ""
+        text = f"largest difference {p.max_abs:.2g}{worst}, {p.max_rel:.2g} of the largest value"
+        parts.append(line("parity", f"{text} (allowed {p.tolerance:.2g}), on {', '.join(p.batches)}"))
+    parts += [line("warning", text, "yellow") for text in found.warnings]
+    return Group(*parts)

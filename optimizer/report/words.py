@@ -132,7 +132,7 @@ def next_step(record: Record) -> str:
     if record.confidence is Confidence.UNDECIDED and need:
         return f"give {need} to decide it"
     if record.confidence is Confidence.UNPROVEN and record.outcome is Outcome.OPTIMIZED:
-        return "have the quality measured: give --data and --metric"
+        return "give --data and --metric to have the quality measured"
     return f"lathe verify {record.artifact}" if record.artifact else ""
 
 
@@ -150,8 +150,8 @@ def before_and_after(record: Record) -> list[tuple[str, str, str]]:
     return [row for row in rows if row[1:] != (NOTHING, NOTHING)]
 
 
-def step_cells(step: Step) -> tuple[str, str, str, str]:
-    """A tried recipe: label, what became of it, what it measured (speed, quality, size), why."""
+def step_cells(step: Step, separator: str = ", ") -> tuple[str, str, str, str]:
+    """A tried recipe: label, what became of it, what it measured (speed, quality, size; separated), why."""
     measured = [
         times(step.speedup, interval=False) if step.speedup else "",
         change(step.drop, step.quality, interval=False) if step.drop else "",
@@ -160,7 +160,7 @@ def step_cells(step: Step) -> tuple[str, str, str, str]:
     why = step.verdict.reason + (f"; {step.verdict.need}" if step.verdict.need else "")
     faults = [f"{n.name} was left out: {n.fault}" for n in step.passes if n.fault and n.fault not in why]
     label, judgement = step.label or step.recipe, str(step.verdict.judgement)
-    return label, judgement, ", ".join(filter(None, measured)), "; ".join(filter(None, [why, *faults]))
+    return label, judgement, separator.join(filter(None, measured)), "; ".join(filter(None, [why, *faults]))
 
 
 def source_name(record: Record) -> str:

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from optimizer.faults import bad_input, cannot, usage
+from optimizer.faults import Fault, bad_input, cannot, usage
 from passes.kit.options import closest
 from passes.kit.target import Target
 
@@ -84,6 +84,14 @@ def detect_target() -> Target:
         hint = f"Name the deployment site with --target ({', '.join(target_names())})."
         raise cannot(f"no target describes this machine ({host().cpu})", hint=hint, code="no-target")
     return max(fitting, key=lambda t: t.weight_range)
+
+
+def loosest_target() -> Target:
+    """Any target, for work that only needs ceilings: the one that fits this machine, else the first that there is."""
+    try:
+        return detect_target()
+    except Fault:
+        return load_target(target_names()[0])
 
 
 def with_runtime(target: Target, requirement: str | None) -> Target:

@@ -98,8 +98,7 @@ def _probe(path: Path, size: int) -> dict[str, int]:
     seconds = PROBE_SECONDS + size / PROBE_BYTES_PER_SECOND
     try:
         with Worker.ours() as worker:
-            told: dict[str, int] = worker.call(PROBE, timeout=seconds, path=str(path))
-        return told
+            return _call(worker, path, seconds)
     except Fault as fault:
         fault.where = fault.where or str(path)
         raise
@@ -111,6 +110,11 @@ def _probe(path: Path, size: int) -> dict[str, int]:
             raise bad_input(message, where=str(path), code=UNSAFE) from failure
         message = f"the file cannot be read as a model ({failure.kind}: {str(failure)[:200]})"
         raise bad_input(message, where=str(path), code=BROKEN) from failure
+
+
+def _call(worker: Worker, path: Path, seconds: float) -> dict[str, int]:
+    told: dict[str, int] = worker.call(PROBE, timeout=seconds, path=str(path))
+    return told
 
 
 def probe_file(path: str) -> dict[str, int]:

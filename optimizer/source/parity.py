@@ -70,8 +70,9 @@ def measure(model: Model, cases: Sequence[Case], run: Run) -> Parity:
         feeds = {name: array for name, array in case.feeds.items() if name in names}
         try:
             answer = run(model, [feeds])[0]
-        except Fault as fault:
-            return Parity(np.inf, np.inf, labels, 0.0, False, "", f"at {case.label} it does not run: {fault.message}")
+        except (Fault, RuntimeError) as error:
+            text = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            return Parity(np.inf, np.inf, labels, 0.0, False, "", f"at {case.label} it does not run: {text}")
         differences += [_difference(case, name, answer.get(name)) for name in case.outputs]
     worst = max(differences, key=lambda d: (not d.ok, d.max_rel))
     return Parity(

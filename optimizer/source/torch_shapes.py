@@ -70,11 +70,14 @@ def sizes_of(names: Sequence[str], tensors: Sequence[Any], dims: Dims) -> dict[s
 
 
 def other_sizes(sizes: Mapping[str, int], dims: Dims) -> list[dict[str, int]]:
-    """Changes that move each named dimension: one more, one less, and a single one where it is a first axis."""
+    """Changes that move each named dimension: one more, one less, twice, and a single one where it is a first axis.
+
+    Twice, because a module may ask for multiples.
+    """
     first = {dim for axes in dims.values() for axis, dim in axes.items() if axis == 0}
     changes: dict[tuple[str, int], None] = {}
     for dim, size in sizes.items():
-        changes.update({(dim, other): None for other in (size + 1, size - 1) if other > 0})
+        changes.update({(dim, other): None for other in (size + 1, size - 1, 2 * size) if other > 0})
         if dim in first and size != 1:
             changes[dim, 1] = None
     return [{dim: size} for dim, size in changes]
@@ -102,6 +105,15 @@ def _resized(tensor: Any, axes: Mapping[int, str], sizes: Mapping[str, int]) -> 
             grown = torch.stack(parts)
         tensor = grown
     return tensor
+
+
+def differ_only_in(names: Sequence[str], tensors: Sequence[Any], others: Sequence[Any], dims: Dims) -> bool:
+    """Whether two lists of tensors have the same sizes outside of the named dimensions."""
+
+    def fixed(name: str, tensor: Any) -> list[int]:
+        return [size for axis, size in enumerate(tensor.shape) if axis not in dims.get(name, {})]
+
+    return all(fixed(n, a) == fixed(n, b) for n, a, b in zip(names, tensors, others, strict=True))
 
 
 def label(sizes: Mapping[str, int], number: int) -> str:

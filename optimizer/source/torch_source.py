@@ -126,10 +126,15 @@ def check_texts(request: SourceRequest) -> None:
 # -- named dimensions --------------------------------------------------------------------------------------------
 def _dims(worker: UserWorker, request: SourceRequest, prepared: Any, notes: list[str]) -> tuple[Dims, bool]:
     """The named dimensions, and whether someone asked for them (then they are not given up silently)."""
-    if request.dynamic:
-        return parse_dynamic(request.dynamic, prepared["inputs"]), True
-    if prepared["dynamic"]:
-        return {name: dict(axes) for name, axes in prepared["dynamic"].items()}, True
+    if request.dynamic or prepared["dynamic"]:
+        if request.dynamic:
+            dims = parse_dynamic(request.dynamic, prepared["inputs"])
+        else:
+            dims = {name: dict(axes) for name, axes in prepared["dynamic"].items()}
+        for dim, why in _ask(worker, "unmoved", dims=dims).items():
+            message = f"the module runs at one size of '{dim}' only ({why})"
+            raise bad_input(message, where=request.model, hint="Leave it out of --dynamic", code="export-failed")
+        return dims, True
     told = _ask(worker, "default_dynamic")
     if told["reason"] and prepared["inputs"]:
         notes.append(f"exported with fixed shapes: {told['reason']}; --dynamic input:axis=name names what varies")
@@ -215,6 +220,8 @@ def _try(worker: UserWorker, job: Job, attempt: Attempt, path: Path, faults: lis
         return f"it wrote opset {model.opset} instead of {attempt.opset}"
     strip(model)
     model.ir.ir_version = min(model.ir.ir_version, job.target.max_ir)
+    if fixed := _fixed(model, attempt.dims):
+        return f"it fixed the dimension {fixed}"
     checked, notes = _measure(worker, job, model, attempt)
     if checked is not None and not checked.ok:
         faults.append(checked.fault(job.spec.text))
@@ -223,15 +230,21 @@ def _try(worker: UserWorker, job: Job, attempt: Attempt, path: Path, faults: lis
     return Exported(model, size_of(model), attempt.exporter, checked, warnings, "")
 
 
+def _fixed(model: Model, dims: Dims) -> str:
+    """A named dimension that the export does not carry, as ``x:0=batch``, or nothing."""
+    ports = {port.name: port.dims or () for port in model.signature.inputs}
+    wanted = ((name, axis, dim) for name, axes in dims.items() if name in ports for axis, dim in axes.items())
+    return next((f"{n}:{axis}={dim}" for n, axis, dim in wanted if isinstance(ports[n][axis], int)), "")
+
+
 def _measure(worker: UserWorker, job: Job, model: Model, attempt: Attempt) -> tuple[Parity | None, list[str]]:
     if job.run is None:
         return None, ["parity with PyTorch was not measured: no runtime was given"]
     told = _ask(worker, "cases", dims=attempt.dims)
-    notes = [f"the module takes '{dim}' at one size only, so it was tested at that one" for dim in told["unmoved"]]
     found = parity.measure(model, [Case(**case) for case in told["cases"]], job.run)
     if told["random"] and not found.ok:
         found = replace(found, reason=f"{found.reason} (the module gives other outputs at every run)")
-    return found, notes
+    return found, []
 
 
 # -- cleaning ----------------------------------------------------------------------------------------------------

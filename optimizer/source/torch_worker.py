@@ -6,6 +6,7 @@ functions. The worker keeps the module between calls: ``build``, then ``prepare`
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
 import sys
@@ -171,8 +172,8 @@ def prepare(
     origin, candidates = _candidates(at, example, wanted_shapes, arrays, roots)
     notes: list[str] = []
     results = _settle_inputs(at, origin, candidates, notes)
-    for given in _from_data(at, arrays) if origin != "data" else []:
-        _add_data(at, given)
+    if origin != "data":
+        _add_data(at, arrays)
     notes += [f"the module's {skipped} is not a tensor and is left out" for skipped in results.skipped]
     return {
         "origin": origin,
@@ -259,15 +260,16 @@ def _settle_inputs(at: Subject, origin: str, candidates: list[trees.Arguments], 
     raise failures[0]
 
 
-def _add_data(at: Subject, given: trees.Arguments) -> None:
-    """Real data as one more case, if the module runs on it."""
-    try:
-        _, names, tensors = trees.flatten_arguments(_bind(at, given))
-        if names == at.names and all(t.dtype == e.dtype for t, e in zip(tensors, at.tensors, strict=True)):
-            _run(at.module.forward, tensors)
-            at.data.append(tensors)
-    except Exception:
-        return
+def _add_data(at: Subject, arrays: Mapping[str, Any]) -> None:
+    """Real data as one more case, if it looks like the example and the module runs on it."""
+    for given in _from_data(at, arrays):
+        with contextlib.suppress(Exception):
+            _, names, tensors = trees.flatten_arguments(_bind(at, given))
+            like = [(t.dtype, t.ndim) for t in tensors] == [(t.dtype, t.ndim) for t in at.tensors]
+            if names == at.names and like:
+                _run(at.module.forward, tensors)
+                at.data.append(tensors)
+                return
 
 
 def _bind(at: Subject, arguments: trees.Arguments) -> inspect.BoundArguments:
@@ -336,16 +338,32 @@ def default_dynamic() -> dict[str, Any]:
     return {"dims": {} if reason else dims, "reason": reason}
 
 
+def unmoved(dims: Mapping[str, Mapping[int, str]]) -> dict[str, str]:
+    """Named dimensions at whose other sizes the module never runs, each with what it raised."""
+    at = _subject()
+    failures: dict[str, str] = {}
+    moved: set[str] = set()
+    for change in shapes.other_sizes(shapes.sizes_of(at.names, at.tensors, dims), dims):
+        dim = next(iter(change))
+        try:
+            _run(at.module.forward, shapes.resized(at.names, at.tensors, dims, change))
+            moved.add(dim)
+        except Exception as error:
+            failures.setdefault(dim, user.words(error))
+    return {dim: why for dim, why in failures.items() if dim not in moved}
+
+
 def cases(dims: Mapping[str, Mapping[int, str]]) -> dict[str, Any]:
     """Run the module at the example sizes and at others, each named dimension in turn.
 
-    Returns ``cases`` (``label``, ``feeds``, ``outputs``, ``dtypes`` each), ``unmoved`` (dimensions that the module
-    accepts at one size only) and ``random`` (two runs on the same inputs differ).
+    Returns ``cases`` (``label``, ``feeds``, ``outputs``, ``dtypes`` each) and ``random`` (two runs on the same inputs
+    differ).
     """
     at = _subject()
     told: list[dict[str, Any]] = []
-    moved: set[str] = set()
     for number, base in enumerate(at.data):
+        if not shapes.differ_only_in(at.names, at.tensors, base, dims):
+            continue
         sizes = shapes.sizes_of(at.names, base, dims)
         for change in [{}, *(shapes.other_sizes(sizes, dims) if number == 0 else [])]:
             tensors = shapes.resized(at.names, base, dims, change)
@@ -355,10 +373,8 @@ def cases(dims: Mapping[str, Mapping[int, str]]) -> dict[str, Any]:
                 if not change:
                     raise
                 continue
-            moved.update(change)
             told.append(_case(at, shapes.label({**sizes, **change}, number), tensors, results.tensors))
-    names = {dim for axes in dims.values() for dim in axes.values()}
-    return {"cases": told, "unmoved": sorted(names - moved), "random": _is_random(at)}
+    return {"cases": told, "random": _is_random(at)}
 
 
 def _case(at: Subject, label: str, tensors: Sequence[Any], results: Sequence[Any]) -> dict[str, Any]:
@@ -437,7 +453,8 @@ def _root_cause(error: BaseException) -> str:
     found = error
     while (inner := found.__cause__ or (None if found.__suppress_context__ else found.__context__)) is not None:
         found = inner
-    text = next((line.strip() for line in str(found).splitlines() if line.strip()), "")
+    lines = [line.strip() for line in str(found).splitlines() if line.strip()] or [""]
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     text = text.split(". Failure message:")[0]
     where = user.place(found)
     told = f"{type(found).__name__}: {text}" if text else type(found).__name__

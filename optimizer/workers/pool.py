@@ -168,7 +168,7 @@ class _Nursery:
         self._lock = threading.Lock()
         self._control, theirs = socket.socketpair()
         settings = {"fd": theirs.fileno(), "path": _paths(), "preload": PRELOAD}
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self._process = subprocess.Popen(
             [sys.executable, "-I", str(_HERE / "nursery.py"), json.dumps(settings)],
             pass_fds=[theirs.fileno()],
@@ -247,7 +247,7 @@ def _fresh_ours() -> Worker:
 
 
 def _spawn(command: list[str]) -> Worker:
-    log = tempfile.TemporaryFile()
+    log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
     )
@@ -261,7 +261,7 @@ def _spawn(command: list[str]) -> Worker:
 
 def _paths() -> list[str]:
     """Our ``sys.path`` for a worker of ours, with our own packages first and the current folder left out."""
-    return [_OURS, *(p for p in sys.path if p not in ("", _OURS, os.getcwd()))]
+    return [_OURS, *(p for p in sys.path if p not in ("", _OURS, str(Path.cwd())))]
 
 
 def _result(answer: dict[str, Any]) -> Any:

@@ -246,6 +246,11 @@ def _own_values(graph: ir.Graph, place: Place | None) -> None:
     for name, value in graph.initializers.items():
         if value.const_value is not None:
             value.const_value = _view(value.const_value, name, place)
+    for node in graph:
+        for key, attribute in list(node.attributes.items()):
+            if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                tensor = attribute.as_tensor()  # onnx_ir names it after the value as soon as someone reads it
+                node.attributes[key] = ir.AttrTensor(key, _view(tensor, tensor.name or "", None))
 
 
 def _base(tensor: ir.TensorProtocol) -> Any:

@@ -97,8 +97,9 @@ def quantizable(model: Model, target: Target, ops: Sequence[str] = ()) -> tuple[
     ``ops`` limits the operators (none: those of ``target``). Each name, given to ``only`` or ``exclude``, means that
     one node: it is the node's own name when it has one to itself, else the name of its first output.
     """
-    names = Names(model.graph)
-    return tuple(names.of(node) for node in choose(model.graph, ops or target.static_ops).layers)
+    graph = model.fork().graph  # reading a Constant names its tensor, and the model is not ours
+    names = Names(graph)
+    return tuple(names.of(node) for node in choose(graph, ops or target.static_ops).layers)
 
 
 def read_layer(node: ir.Node) -> Layer | Refused:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx
 
+from passes.kit.contract import Edit
 from passes.kit.model import Model, ModelTooLarge
 
 PER_CHANNEL = 13
@@ -39,6 +40,13 @@ def raised(model: Model, opset: int) -> Model | str:
     if converted.signature != model.signature:
         return f"converting it from opset {model.opset} to {opset} changes its inputs or outputs"
     return converted
+
+
+def continued(edit: Edit, fork: Model) -> Edit:
+    """An edit that knows the names of ``fork`` and goes on with the notes of ``edit``."""
+    following = Edit(fork)
+    following.changes, following.skips = edit.changes, edit.skips
+    return following
 
 
 def _line(error: Exception) -> str:

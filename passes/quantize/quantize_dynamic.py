@@ -21,19 +21,24 @@ WEIGHTED = ("MatMul", "Gemm")
 
 @dataclass(frozen=True)
 class QuantizeDynamic(Pass):
-    """Quantizes the weights of MatMul and Gemm to 8 bits; each run finds the range of its own activations.
+    """Quantize the weights of MatMul and Gemm to 8 bits; each run finds the range of its own activations.
 
-    Every such layer becomes DynamicQuantizeLinear, MatMulInteger and a multiplication by the scales, all standard
-    operators; onnxruntime joins them, with the bias, into one integer kernel. Layers that read the same value share its
-    quantization. Weights are signed and symmetric, one scale per output channel: unsigned ones miss the fast kernels.
+    What it does
+        Every such layer becomes ``Cast(MatMulInteger(x8, w8)) * (scale_x * scale_w) + bias`` behind one
+        DynamicQuantizeLinear per value that layers read: standard operators, which onnxruntime joins, bias included,
+        into one integer kernel. Weights are signed and symmetric, one scale per output channel (Krishnamoorthi 2018,
+        arXiv 1806.08342); unsigned ones miss the fast kernels. Below opset 11 the model is raised to 13.
 
-    ## What it needs
-    No data. Opset 11, where DynamicQuantizeLinear begins: older models are raised to 13 first.
+    When it applies
+        To float32 MatMul and Gemm with constant weights in the main graph, by operators of the target and by name
+        (``only``, ``exclude``). It needs no data.
 
-    ## When it does not pay
-    For convolutions, which it leaves alone, and for small layers, where finding the range costs what the kernel saves.
-    A single outlier coarsens the whole tensor in which it stands; `quantize-static` with a percentile observer may then
-    keep more quality.
+    When it refuses
+        Weights or biases that are computed, overridable, not finite, of another type, or quantized already; layers in
+        the bodies of If, Loop and Scan. Convolutions and attention products stay float.
+
+    Exactness
+        LOSSY. One outlier coarsens the whole tensor in which it stands; small layers may gain no time.
     """
 
     name = "quantize-dynamic"
@@ -49,21 +54,22 @@ class QuantizeDynamic(Pass):
             if node.op_type in WEIGHTED:
                 edit.skip("nested", node, "it lies in the body of an If, Loop or Scan")
         ops = [op for op in WEIGHTED if op in context.target.dynamic_ops]
-        choice = choose(model.graph, ops, self.exclude, self.only)
+        fork = model.fork()
+        choice = choose(fork.graph, ops, self.exclude, self.only)
         for refused, reason in choice.refused.items():
             edit.skip("layer", refused, reason)
-        if not choice.layers:
-            return PassResult(model, (), tuple(edit.skips))
-        fork = model.fork()
-        if model.opset < FIRST_OPSET:
+        if choice.layers and model.opset < FIRST_OPSET:
             raised = opset.raised(model, opset.PER_CHANNEL)
             if not isinstance(raised, Model):
                 edit.skip("opset", "model", f"{raised}; DynamicQuantizeLinear exists from opset {FIRST_OPSET} on")
                 return PassResult(model, (), tuple(edit.skips))
             edit.change("opset", "model", f"raised from {model.opset} to {opset.PER_CHANNEL}")
             fork = raised
-        writer = _Writer(fork.graph, edit, context.target.weight_range, self.per_channel)
-        for layer in choose(fork.graph, ops, self.exclude, self.only).layers.values():
+            choice = choose(fork.graph, ops, self.exclude, self.only)
+        if not choice.layers:
+            return PassResult(model, (), tuple(edit.skips))
+        writer = _Writer(fork.graph, opset.continued(edit, fork), context.target.weight_range, self.per_channel)
+        for layer in choice.layers.values():
             writer.write(layer)
         fork.ir.ir_version = max(fork.ir.ir_version, LEAST_IR)
         return PassResult(fork, tuple(edit.changes), tuple(edit.skips))

@@ -25,19 +25,29 @@ TYPES = ("target", "uint8", "int8")
 
 @dataclass(frozen=True)
 class QuantizeStatic(Pass):
-    """Quantizes weights and activations to 8 bits, with ranges observed on calibration data.
+    """Quantize weights and activations to 8 bits, with ranges observed on calibration data.
 
-    Convolutions, Gemm and MatMul with constant weights run in integer arithmetic, and so does everything between them
-    that can: additions, concatenations, pools; shape operators move the integers. Attention, Softmax and normalization
-    stay float. Weights are symmetric with one scale per output channel, activations asymmetric, biases 32-bit.
+    What it does
+        Conv, Gemm and MatMul with constant weights run on integers, and so does what lies between them: additions,
+        concatenations and pools get integer kernels, shape operators move the integers as they are, and a Relu or Clip
+        is taken over by the grid of its result. Weights are symmetric with one scale per output channel, activations
+        asymmetric with zero on the grid, biases 32-bit with the product of both scales (Jacob et al. 2018, arXiv
+        1712.05877; Krishnamoorthi 2018, arXiv 1806.08342). A weight scale is raised where its bias would overflow.
+        The form is QuantizeLinear and DequantizeLinear around standard operators. A MatMul gives floats unless only
+        other layers read it; the Add behind it is spelled Sum, else onnxruntime would make a float Gemm of the two.
+        Below opset 13 the model is raised to 13; where that fails, weights get one scale each (opset 10 on).
 
-    ## What it needs
-    Calibration data, float32, and a clean graph: run it after the lossless passes, because a BatchNormalization or a
-    hidden bias in the middle leaves float islands. Below opset 13 the model is raised to 13 first.
+    When it applies
+        To float32 layers with constant weights in the main graph, by operators of the target (or ``ops``), by name
+        (``only``, ``exclude``). It wants a clean graph: a BatchNormalization or a hidden bias leaves float islands.
 
-    ## When it does not pay
-    On sites without fast 8-bit instructions, and on very small or depthwise networks, where converting costs more than
-    it saves. Leave the most sensitive layers out with `exclude`.
+    When it refuses
+        Weights or biases that are computed, overridable, not finite, of another type, or quantized already; three
+        spatial dimensions; layers in the bodies of If, Loop and Scan; tensors with non-finite values or never seen.
+        Attention products, Softmax and normalization stay float. A constant that others read stays beside its integers.
+
+    Exactness
+        LOSSY. Judge it on data: small and depthwise networks may lose quality and gain no time.
     """
 
     name = "quantize-static"
@@ -90,15 +100,15 @@ class _Run:
         edit = Edit(self._source)
         for node in nested_layers(self._source):
             edit.skip("nested", node, "it lies in the body of an If, Loop or Scan, whose values cannot be observed")
-        if not self._choose(self._source.graph).layers:
-            self._note_refused(self._choose(self._source.graph), edit)
+        first = self._choose(self._source.fork().graph)
+        if not first.layers:
+            self._note_refused(first, edit)
             return PassResult(self._source, (), tuple(edit.skips))
         start = self._raised(edit)
         if start is None:
             return PassResult(self._source, (), tuple(edit.skips))
         fork, per_channel = start
-        upgraded = list(edit.changes)
-        edit = _continued(edit, fork)
+        edit = opset.continued(edit, fork)
         choice = self._choose(fork.graph)
         self._note_refused(choice, edit)
         plan, grids = self._settle(fork, choice, edit)
@@ -106,7 +116,7 @@ class _Run:
             return PassResult(self._source, (), tuple(edit.skips))
         self._write(fork, plan, grids, edit, per_channel)
         fork.ir.ir_version = max(fork.ir.ir_version, opset.LEAST_IR)
-        return PassResult(fork, (*upgraded, *edit.changes), tuple(edit.skips))
+        return PassResult(fork, tuple(edit.changes), tuple(edit.skips))
 
     def _choose(self, graph: ir.Graph) -> Choice:
         return choose(graph, self._settings.ops, self._options.exclude, self._options.only)
@@ -166,13 +176,6 @@ class _Run:
         for node, layer in plan.layers.items():
             writer.write(layer, scales[node])
         drop_unused(fork.graph, old)
-
-
-def _continued(edit: Edit, fork: Model) -> Edit:
-    """An edit of ``fork`` that keeps the skips noted so far."""
-    fresh = Edit(fork)
-    fresh.skips.extend(edit.skips)
-    return fresh
 
 
 def _note_changes(plan: Plan, edit: Edit) -> None:

@@ -19,6 +19,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("optimizer.source", "optimizer.data", "optimizer.store", "optimizer.runtime"),
     ("optimizer.verify", "optimizer.measure"),
     ("optimizer.decide", "optimizer.report", "optimizer.package"),
+    ("optimizer.workshop",),
+    ("optimizer.preflight", "optimizer.ship"),
     ("optimizer.compile",),
     ("optimizer.api",),
     ("optimizer.cli",),

@@ -85,18 +85,15 @@ class Unknown(nn.Module):
 
 
 class Lying(nn.Module):
-    """Counts its runs in Python, which no graph can do."""
-
-    runs = 0
+    """Computes something else while it is being exported."""
 
     def forward(self, x):
-        self.runs += 1
-        return x * self.runs
+        return x * 2 if torch.compiler.is_exporting() or torch.jit.is_tracing() else x
 
 
 class Half(Linear):
     def forward(self, x):
-        return self.fc(x).to(torch.bfloat16)
+        return self.fc(x).to(torch.float16)
 
 
 class Cached(nn.Module):

@@ -64,9 +64,9 @@ def test_two_inputs_and_a_dict_export_with_a_dynamic_batch(open_net: Open) -> No
         "image": ("batch", 3, 6, 6),
         "ids": ("batch", 5),
         "logits": ("batch", 4),
-        "more_output": ("batch", 8),
-        "more_output_1": ("batch", 5),
-    } or list(dims(found))[:3] == ["image", "ids", "logits"]
+        "more": ("batch", 8),
+        "more_1": ("batch", 5),
+    }
     assert found.parity is not None and found.parity.ok and found.parity.max_rel < 1e-5
     assert {"batch=2", "batch=3", "batch=1"} <= set(found.parity.batches)
     text = " | ".join(found.warnings)
@@ -86,7 +86,7 @@ def test_a_scalar_input_stays_a_scalar(open_net: Open) -> None:
     found = open_net("two_inputs", example="nets:scalar_example")
     assert dims(found)["gain"] == () and dims(found)["image"][0] == "batch"
     one = {"image": np.ones((1, 3, 6, 6), np.float32), "ids": np.ones((1, 5), np.int64)}
-    low, high = (runtime.run(found.model, {**one, "gain": np.float32(g)})["logits"] for g in (1, 3))
+    low, high = (runtime.run(found.model, {**one, "gain": np.array(g, np.float32)})["logits"] for g in (1, 3))
     np.testing.assert_allclose(high, 3 * low, rtol=1e-5)
 
 
@@ -140,9 +140,9 @@ def test_what_is_no_batch_keeps_its_size(open_net: Open, net: str, why: str) -> 
     assert any("exported with fixed shapes" in warning and why in warning for warning in found.warnings)
 
 
-def test_bfloat16_outputs_are_compared_in_their_own_precision(open_net: Open) -> None:
+def test_half_outputs_are_compared_in_their_own_precision(open_net: Open) -> None:
     found = open_net("Half", example="nets:rows")
-    assert found.parity is not None and found.parity.ok and found.parity.tolerance == 5e-2
+    assert found.parity is not None and found.parity.ok and found.parity.tolerance == 1e-2
 
 
 @pytest.mark.parametrize(
@@ -164,13 +164,13 @@ def test_bfloat16_outputs_are_compared_in_their_own_precision(open_net: Open) ->
         ("Unknown", {"example": "nets:rows"}, "export-failed", "dynamo exporter: .*linalg_eig.*older exporter: "),
         ("Noisy", {"example": "nets:rows"}, "parity", "gives other outputs at every run"),
         ("Lying", {"example": "nets:rows"}, "parity", "output 'output' at .* is off by"),
-        ("Fixed", {"example": "nets:rows", "dynamic": ("x:0=n",)}, "export-failed|parity", ""),
+        ("Fixed", {"example": "nets:rows", "dynamic": ("x:0=n",)}, "export-failed", "at one size of 'n' only"),
     ],
 )
 def test_failures_are_told(open_net: Open, factory: str, request_: dict[str, Any], code: str, text: str) -> None:
-    with pytest.raises(Fault, match=text or None) as caught:
+    with pytest.raises(Fault, match=text) as caught:
         open_net(factory, **request_)
-    assert caught.value.code in code.split("|") and caught.value.exit is Exit.BAD_INPUT
+    assert caught.value.code == code and caught.value.exit is Exit.BAD_INPUT
     assert len(str(caught.value).splitlines()) == 1
 
 
