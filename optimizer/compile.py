@@ -27,9 +27,11 @@ from optimizer.records import Judgement, Quality, Record, Step, Verdict
 from optimizer.verify.apply import Candidate
 from optimizer.workshop import Bench, candidate_weight, open_bench
 from passes.kit.context import NoData
-from passes.quantize.layers import quantizable
+from passes.quantize.layers import nested_layers, quantizable
 
 CONFIRM_AT_MOST = 3
+
+NESTED = "they lie in the body of an If, Loop or Scan, whose values cannot be observed"
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,15 @@ class Climb:
     scales: Scales
     started: float
     tried: list[Tried] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def steps(self) -> list[Step]:
         return [t.step for t in self.tried]
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+        self.bench.watch.warn(text)
 
     def seconds(self) -> float:
         return time.monotonic() - self.started
@@ -79,7 +86,7 @@ def compile_settings(settings: Settings, watch: Watcher | None = None) -> Record
         bench.watch.stage("confirming")
         choice = confirm(climb)
         bench.watch.stage("writing the artifact")
-        record = ship.ship(bench, choice, climb.steps, climb.seconds())
+        record = ship.ship(bench, choice, climb.steps, climb.warnings, climb.seconds())
         climb.scales.forget_journal()
         bench.store.prune()
     return record
@@ -103,6 +110,8 @@ def search(climb: Climb) -> None:
     assert base is not None
     layers = quantizable(base.model, bench.target) if bench.calibrated else ()
     dynamic = quantizable(base.model, bench.target, bench.target.dynamic_ops)
+    if hidden := nested_layers(base.model):
+        climb.warn(f"{len(hidden)} layers stay float: {NESTED}")
     facts = ladder.Facts(bench.settings.level, bench.calibrated, layers, dynamic)
     climb_all(climb, ladder.bold(facts))
     climb_all(climb, ladder.refined(facts, climb.steps))
@@ -139,11 +148,11 @@ def try_rung(climb: Climb, rung: Rung) -> Tried:
         candidate = bench.builder.build(bench.source.model, rung.recipe)
     except NoData as error:
         return skipped(rung, str(error))
-    if twin := next(
-        (t for t in climb.tried if t.candidate and t.candidate.model.digest() == candidate.model.digest()), None
-    ):
-        reason = judge.nothing_new(twin.step.label, candidate.notes)
-        return skipped(rung, reason, candidate)
+    digest = candidate.model.digest()
+    if digest == climb.scales.baseline.digest:
+        return skipped(rung, judge.nothing_new("source", candidate.notes), candidate)
+    if twin := next((t for t in climb.tried if t.step.model == digest), None):
+        return skipped(rung, judge.nothing_new(twin.step.label, candidate.notes), candidate)
     model = candidate_weight(candidate)
     quality = climb.scales.quality(model, bench.splits.select) if bench.splits and bench.judged else None
     speed = climb.scales.speed(model, QUICK)
@@ -157,7 +166,7 @@ def skipped(rung: Rung, reason: str, candidate: Candidate | None = None) -> Trie
     """A rung that was not measured, with the reason."""
     notes = candidate.notes if candidate else ()
     verdict = Verdict(Judgement.SKIPPED, reason)
-    return Tried(rung, Step(rung.recipe.text(), rung.label, verdict, passes=notes), None)
+    return Tried(rung, Step(rung.recipe.text(), rung.label, verdict, passes=notes), candidate)
 
 
 def step_of(

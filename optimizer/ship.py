@@ -56,9 +56,9 @@ def check_output(bench: Bench) -> None:
     artifact.check_output(output_folder(bench), overwrite=bench.settings.overwrite)
 
 
-def ship(bench: Bench, choice: Choice, steps: Sequence[Step], seconds: float) -> Record:
+def ship(bench: Bench, choice: Choice, steps: Sequence[Step], warnings: Sequence[str], seconds: float) -> Record:
     """Write the artifact and return the record; without an artifact when a limit that the user set is not met."""
-    record = record_of(bench, choice, steps, seconds)
+    record = record_of(bench, choice, steps, warnings, seconds)
     missed = unmet(bench.budget.limits(), choice.speed, sizes_of(bench, choice))
     if missed:
         hint = f"The best that keeps the quality is '{choice.label}'; loosen the limit, or give up quality for it"
@@ -89,7 +89,7 @@ def ship(bench: Bench, choice: Choice, steps: Sequence[Step], seconds: float) ->
     return replace(record, artifact=str(place))
 
 
-def record_of(bench: Bench, choice: Choice, steps: Sequence[Step], seconds: float) -> Record:
+def record_of(bench: Bench, choice: Choice, steps: Sequence[Step], warnings: Sequence[str], seconds: float) -> Record:
     """The record of this compile, artifact not yet written."""
     quality, speed = choice.quality, choice.speed
     size, source_size = sizes_of(bench, choice)
@@ -112,7 +112,7 @@ def record_of(bench: Bench, choice: Choice, steps: Sequence[Step], seconds: floa
         target=bench.target.name,
         provider=bench.site.provider,
         steps=tuple(steps),
-        warnings=(*bench.warnings, *look_warnings(choice), *fault_warnings(choice)),
+        warnings=(*bench.warnings, *warnings, *look_warnings(choice), *fault_warnings(choice)),
         confirm=choice.verdict,
         environment=hardware.environment(),
         seconds=seconds,

@@ -7,11 +7,10 @@ from pathlib import Path
 import click
 
 from optimizer.cli.boundary import emit
-from optimizer.cli.common import Provider, api, option, show, verb
+from optimizer.cli.common import OUTPUT, Provider, api, option, show, verb
 from optimizer.faults import Exit
 
 WHAT = "What to measure"
-OUT = "Output and behaviour"
 POSITIVE = click.IntRange(min=1)
 
 
@@ -33,6 +32,7 @@ POSITIVE = click.IntRange(min=1)
     "batches",
     section=WHAT,
     type=POSITIVE,
+    metavar="N",
     multiple=True,
     default=(1,),
     show_default=True,
@@ -42,6 +42,7 @@ POSITIVE = click.IntRange(min=1)
     "--threads",
     section=WHAT,
     type=POSITIVE,
+    metavar="N",
     multiple=True,
     default=(1,),
     show_default=True,
@@ -59,11 +60,11 @@ POSITIVE = click.IntRange(min=1)
     show_default=True,
     help="Seconds of timed runs for each model and setting.",
 )
-@option("-v", "--verbose", section=OUT, is_flag=True, help="Say more.")
-@option("-q", "--quiet", section=OUT, is_flag=True, help="Say nothing but warnings.")
+@option("-v", "--verbose", section=OUTPUT, is_flag=True, help="Say more.")
+@option("-q", "--quiet", section=OUTPUT, is_flag=True, help="Say nothing but warnings.")
 @option(
     "--log-file",
-    section=OUT,
+    section=OUTPUT,
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Append everything, with times, to this file.",

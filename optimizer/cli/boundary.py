@@ -51,6 +51,9 @@ def guard(scene: Scene, action: Callable[[], None]) -> int:
     except BrokenPipeError:
         close_stdout()
         return int(Exit.DONE)
+    except click.exceptions.NoArgsIsHelpError as help_text:
+        help_text.show()
+        return int(Exit.USAGE)
     except Exception as error:
         return _told(scene, error, as_fault(error))
 

@@ -23,6 +23,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 HELP_FLAGS = frozenset({"-h", "--help"})
 NOT_SETTINGS = frozenset({"help", "print-config", "json", "debug"})
 CONFIG_KEY = "lathe.config"
+OUTPUT = "Output and behaviour"
+"""The last section of every help."""
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
@@ -51,10 +53,11 @@ class Verb(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
+        ordered = sorted(self.get_params(ctx), key=lambda p: getattr(p, "section", OUTPUT) == OUTPUT)
+        for param in ordered:
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
             if record is not None:
-                sections.setdefault(getattr(param, "section", "Output and behaviour"), []).append(record)
+                sections.setdefault(getattr(param, "section", OUTPUT), []).append(record)
         for title, records in sections.items():
             with formatter.section(title):
                 formatter.write_dl(records, col_max=28)
@@ -157,6 +160,7 @@ def source_options(function: F) -> F:
                 "--opset",
                 section=section,
                 type=click.IntRange(min=7),
+                metavar="N",
                 help="Opset to export to; default: what the target wants.",
             ),
             option(

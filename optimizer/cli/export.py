@@ -8,10 +8,8 @@ from typing import Any
 import click
 
 from optimizer.cli.boundary import emit
-from optimizer.cli.common import api, option, show, source_options, source_request, verb
+from optimizer.cli.common import OUTPUT, api, option, show, source_options, source_request, verb
 from optimizer.plan import DataRequest, Settings
-
-OUT = "Output and behaviour"
 
 
 @verb("export", short_help="Turn a PyTorch model into ONNX.")
@@ -19,18 +17,18 @@ OUT = "Output and behaviour"
 @option(
     "-o",
     "--output",
-    section=OUT,
+    section=OUTPUT,
     type=click.Path(path_type=Path),
     required=True,
     metavar="FILE",
     help="The ONNX file to write.",
 )
-@option("--overwrite", section=OUT, is_flag=True, help="Replace a file that is there.")
-@option("--data", section=OUT, metavar="SOURCE", help="Samples to take example inputs and parity inputs from.")
-@option("--target", section=OUT, metavar="NAME|FILE", help="Deployment site, which decides the opset.")
+@option("--overwrite", section=OUTPUT, is_flag=True, help="Replace a file that is there.")
+@option("--data", section=OUTPUT, metavar="SOURCE", help="Samples to take example inputs and parity inputs from.")
+@option("--target", section=OUTPUT, metavar="NAME|FILE", help="Deployment site, which decides the opset.")
 @option(
     "--runtime",
-    section=OUT,
+    section=OUTPUT,
     metavar="ONNXRUNTIME==X.Y",
     help="Oldest onnxruntime that must be able to load the result.",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -83,6 +84,9 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the ``lathe`` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot spell a name must not end the work
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _stop)
     cli.main()

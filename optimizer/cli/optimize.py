@@ -10,6 +10,7 @@ import click
 from optimizer.cli.boundary import emit
 from optimizer.cli.common import (
     CONFIG_KEY,
+    OUTPUT,
     Provider,
     Word,
     api,
@@ -27,7 +28,6 @@ from optimizer.records import Confidence, Judgement, Outcome, Record
 DATA = "Data and quality"
 SEARCH = "What to try"
 SITE = "Where it will run"
-OUT = "Output and behaviour"
 FILE = click.Path(path_type=Path)
 POSITIVE = click.IntRange(min=1)
 
@@ -99,7 +99,15 @@ POSITIVE = click.IntRange(min=1)
     metavar="SECONDS",
     help="Try nothing new after this long.",
 )
-@option("--seed", section=SEARCH, type=int, default=0, show_default=True, help="Seed of everything drawn at random.")
+@option(
+    "--seed",
+    section=SEARCH,
+    type=int,
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Seed of everything drawn at random.",
+)
 @option(
     "--strict", section=SEARCH, is_flag=True, help="Ship nothing undecided: the lossless model instead, exit code 4."
 )
@@ -122,17 +130,31 @@ POSITIVE = click.IntRange(min=1)
     help="Oldest onnxruntime that must be able to load the result.",
 )
 @option(
-    "--batch", section=SITE, type=POSITIVE, default=1, show_default=True, help="Batch size that speed is measured at."
+    "--batch",
+    section=SITE,
+    type=POSITIVE,
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Batch size that speed is measured at.",
 )
 @option(
-    "--threads", section=SITE, type=POSITIVE, default=1, show_default=True, help="Threads that speed is measured with."
+    "--threads",
+    section=SITE,
+    type=POSITIVE,
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Threads that speed is measured with.",
 )
 @source_options
-@option("-o", "--output", section=OUT, type=FILE, metavar="DIR", help="Where the artifact goes; default: ./NAME.lathe.")
-@option("--overwrite", section=OUT, is_flag=True, help="Replace an artifact that is there.")
+@option(
+    "-o", "--output", section=OUTPUT, type=FILE, metavar="DIR", help="Where the artifact goes; default: ./NAME.lathe."
+)
+@option("--overwrite", section=OUTPUT, is_flag=True, help="Replace an artifact that is there.")
 @option(
     "--golden",
-    section=OUT,
+    section=OUTPUT,
     type=Word("kind", GOLDEN),
     default="synthetic",
     show_default=True,
@@ -140,18 +162,18 @@ POSITIVE = click.IntRange(min=1)
 )
 @option(
     "--cache-dir",
-    section=OUT,
+    section=OUTPUT,
     type=FILE,
     metavar="DIR",
     help="Cache folder; default: LATHE_CACHE_DIR, else the user's.",
 )
 @option(
-    "--dry-run", section=OUT, is_flag=True, help="Show the plan with estimates of time, disk and memory; do nothing."
+    "--dry-run", section=OUTPUT, is_flag=True, help="Show the plan with estimates of time, disk and memory; do nothing."
 )
-@option("--print-config", section=OUT, is_flag=True, help="Show which settings hold and where each comes from.")
-@option("-v", "--verbose", section=OUT, is_flag=True, help="Say more.")
-@option("-q", "--quiet", section=OUT, is_flag=True, help="Say nothing but warnings.")
-@option("--log-file", section=OUT, type=FILE, metavar="FILE", help="Append everything, with times, to this file.")
+@option("--print-config", section=OUTPUT, is_flag=True, help="Show which settings hold and where each comes from.")
+@option("-v", "--verbose", section=OUTPUT, is_flag=True, help="Say more.")
+@option("-q", "--quiet", section=OUTPUT, is_flag=True, help="Say nothing but warnings.")
+@option("--log-file", section=OUTPUT, type=FILE, metavar="FILE", help="Append everything, with times, to this file.")
 def command(
     model: str | None,
     as_json: bool,

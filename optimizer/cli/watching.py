@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import math
 import os
 import sys
 import time
@@ -17,7 +18,7 @@ from optimizer.faults import broken
 from optimizer.records import Judgement, Step
 from optimizer.report import words
 
-SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_LINES = 5.0
 
 
 @contextlib.contextmanager
@@ -39,21 +40,20 @@ class Lines:
 
     def __init__(self, verbose: bool = False, quiet: bool = False, log: IO[str] | None = None) -> None:
         self._verbose, self._quiet, self._log = verbose, quiet, log
-        self._where = ""
-        self._last_line = 0.0
+        self._last_progress = -math.inf
 
     def stage(self, text: str) -> None:
-        self._where = ""
+        self._last_progress = -math.inf
         self._say(text)
 
     def progress(self, done: int, total: int, seconds_left: float | None) -> None:
-        self._where = _position(done, total, seconds_left)
-        if time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
-            self._say(self._where)
+        now = time.monotonic()
+        if done and now - self._last_progress > SECONDS_BETWEEN_LINES:
+            self._last_progress = now
+            self._say(f"  {_position(done, total, seconds_left)}")
 
     def step(self, step: Step) -> None:
-        text = _judged(step)
-        self._say(f"  {text}" + (f"  ({self._where})" if self._where else ""))
+        self._say(f"  {_judged(step)}")
 
     def note(self, text: str) -> None:
         if self._verbose:
@@ -78,7 +78,6 @@ class Lines:
     def _say(self, text: str) -> None:
         self.keep(text.strip())
         if not self._quiet:
-            self._last_line = time.monotonic()
             self._print(text)
 
     def _print(self, text: str) -> None:
@@ -96,6 +95,7 @@ class Live(Lines):
         self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self._status: Any = None
         self._stage = ""
+        self._where = ""
 
     def stage(self, text: str) -> None:
         self.keep(text)
@@ -105,9 +105,6 @@ class Live(Lines):
     def progress(self, done: int, total: int, seconds_left: float | None) -> None:
         self._where = _position(done, total, seconds_left)
         self._show()
-
-    def step(self, step: Step) -> None:
-        self._say(f"  {_judged(step)}")
 
     def close(self) -> None:
         if self._status is not None:

@@ -90,11 +90,12 @@ def _rank(step: Step, goal: str) -> tuple[float, float]:
 
 
 def nothing_new(other: str, notes: Sequence[PassNote]) -> str:
-    """Why a recipe needs no measurement: it made the same model as another one."""
+    """Why a recipe needs no measurement: it made the same model as the source or as another recipe."""
     last = notes[-1] if notes else None
     because = f": {last.name} says {last.skips[0]}" if last is not None and last.skips and not last.changes else ""
     fault = f": {last.name} was left out, {last.fault}" if last is not None and last.fault else ""
-    return f"gives the same model as '{other}'{because}{fault}"
+    same = "changes nothing" if other == "source" else f"gives the same model as '{other}'"
+    return f"{same}{because}{fault}"
 
 
 def why_lossless(steps: Sequence[Step]) -> str:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+MOST_WIDE = 22
+"""Columns for names: longer ones wrap."""
+
 _COLOURS = {
     Judgement.ACCEPTED: "green",
     Judgement.REJECTED: "red",
@@ -47,7 +50,7 @@ def tried(record: Record) -> Table:
     """Every recipe that was tried. The one that ships is marked."""
     from rich.text import Text
 
-    shown = table(("recipe", "verdict", "measured", "why"), [], ratios=(5, 3, 3, 10))
+    shown = table(("recipe", "verdict", "measured", "why"), [], last_wide=True)
     for step in record.steps:
         label, verdict, measured, why = words.step_cells(step, "\n")
         ships = bool(record.artifact) and step.recipe == record.recipe
@@ -61,21 +64,29 @@ def tried(record: Record) -> Table:
 
 
 def table(
-    head: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    ratios: Sequence[int] = (),
-    right: Sequence[int] = (),
+    head: Sequence[str], rows: Iterable[Sequence[str]], *, last_wide: bool = False, right: Sequence[int] = ()
 ) -> Table:
-    """A plain table whose cells are text as it stands (brackets are no markup). ``right`` aligns those columns."""
+    """A plain table whose cells are text as it stands (brackets are no markup).
+
+    ``last_wide`` gives the last column all the room that the others, which do not wrap, leave. ``right`` aligns
+    columns to the right.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=box.SIMPLE_HEAD, expand=bool(ratios))
+    made = Table(box=box.SIMPLE_HEAD, expand=last_wide)
     for i, name in enumerate(head):
-        ratio: Any = ratios[i] if ratios else None
-        made.add_column(Text(name), overflow="fold", ratio=ratio, justify="right" if i in right else "left")
+        stretches = last_wide and i == len(head) - 1
+        narrow = MOST_WIDE if last_wide and i == 0 else None
+        made.add_column(
+            Text(name),
+            overflow="fold",
+            ratio=1 if stretches else None,
+            max_width=narrow,
+            no_wrap=last_wide and not stretches and i > 0,
+            justify="right" if i in right else "left",
+        )
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
     return made

@@ -92,7 +92,7 @@ def inspect_model(
         weight_bytes=sum(types.values()),
         weight_types=dict(types.most_common()),
         quantized=quantization(ops),
-        work=count_work(fixed),
+        work=count_work(fixed, assumed),
         assumed=assumed,
         external=tuple(sorted({str(t.location) for t in map(_base, tensors) if isinstance(t, ir.ExternalTensor)})),
         passes=tuple(passes),
@@ -130,13 +130,14 @@ def with_sizes(model: Model, sizes: Mapping[str, int]) -> tuple[Model, dict[str,
     return fork, assumed
 
 
-def count_work(model: Model) -> Work:
+def count_work(model: Model, sizes: Mapping[str, int] | None = None) -> Work:
     """Multiply-accumulates of convolutions and matrix products, bodies of If, Loop and Scan counted once each.
 
+    Where a shape cannot be derived, what the file declares of it is believed, ``sizes`` filling in named dimensions.
     Conv: output elements times weights per output channel. ConvTranspose: input elements times weights per input
     channel. Matrix products: output elements times the inner dimension.
     """
-    shapes = Shapes(model)
+    shapes = _Sizes(Shapes(model), sizes or {})
     by_op: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
     for node in model.nodes():
@@ -150,12 +151,28 @@ def count_work(model: Model) -> Work:
     return Work(sum(by_op.values()), dict(by_op.most_common()), dict(unknown.most_common()))
 
 
+@dataclass(frozen=True)
+class _Sizes:
+    """Derived shapes, or else declared ones."""
+
+    derived: Shapes
+    sizes: Mapping[str, int]
+
+    def static(self, value: ir.Value | None) -> tuple[int, ...] | None:
+        found = self.derived.static(value)
+        if found is not None or value is None or value.shape is None:
+            return found
+        dims = [d if isinstance(d, int) else self.sizes.get(d.value or "") for d in value.shape]
+        known = tuple(d for d in dims if d is not None)
+        return known if len(known) == len(dims) else None
+
+
 def _does_work(node: ir.Node) -> bool:
     op = node.op_type
     return op in _CONV_WEIGHT or op in _MATMUL_RIGHT or op in _UNCOUNTED or op in ("ConvTranspose", "MatMulNBits")
 
 
-def _work_of(node: ir.Node, shapes: Shapes) -> int | None:
+def _work_of(node: ir.Node, shapes: _Sizes) -> int | None:
     op = node.op_type
     left = shapes.static(_input(node, 0))
     out = shapes.static(node.outputs[0])

@@ -14,6 +14,9 @@ from passes.kit.options import Option, describe
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+FULL_LINE = 75
+"""A line of a docstring that is at least this long goes on in the next."""
+
 Find = Callable[[str], type[Pass]]
 
 
@@ -51,13 +54,12 @@ def gather(names: Iterable[str], find: Find) -> tuple[PassPage, ...]:
 def listing(pages: Sequence[PassPage]) -> RenderableType:
     """All passes, one row each."""
     rows = [(p.name, p.exactness, p.problem or p.summary) for p in pages]
-    return table(("pass", "promise", "what it does"), rows, ratios=(5, 2, 12))
+    return table(("pass", "promise", "what it does"), rows, last_wide=True)
 
 
 def full(page: PassPage) -> RenderableType:
     """The page of one pass with its options."""
     from rich.console import Group
-    from rich.text import Text
 
     promises = {
         "exact": "exact: bit-equal with the runtime's own optimizer off",
@@ -67,13 +69,34 @@ def full(page: PassPage) -> RenderableType:
     parts: list[RenderableType] = [line(page.name, promises.get(page.exactness, page.exactness))]
     if page.native:
         parts.append(line("native", "wraps native code, so it runs in a process of its own"))
-    parts += ["", Text(page.page), ""]
+    parts += ["", *paragraphs(page.page), ""]
     if page.options:
         rows = [(o.name, _fits(o), spell(o.default), o.help) for o in page.options]
-        parts.append(table(("option", "values", "default", "what it does"), rows, ratios=(4, 5, 3, 9)))
+        parts.append(table(("option", "values", "default", "what it does"), rows, last_wide=True))
     else:
         parts.append(line("options", "none"))
     return Group(*parts)
+
+
+def paragraphs(page: str) -> list[RenderableType]:
+    """The text of a page, wrapped to whatever width the terminal has; short lines stay as they stand."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    joined: list[str] = []
+    last_was_full = False
+    for raw in page.splitlines():
+        goes_on = last_was_full and _indent(raw) == _indent(joined[-1]) and not raw.lstrip().startswith(("- ", "* "))
+        if goes_on:
+            joined[-1] += " " + raw.strip()
+        else:
+            joined.append(raw)
+        last_was_full = len(raw) >= FULL_LINE
+    return [Padding(Text(text.strip()), (0, 0, 0, _indent(text))) for text in joined]
+
+
+def _indent(text: str) -> int:
+    return len(text) - len(text.lstrip())
 
 
 def spell(value: object) -> str:

@@ -41,7 +41,8 @@ def _speed_cells(row: Row) -> tuple[str, ...]:
     if found is None:
         return ("failed", "", "", "", "")
     tails = [words.significant(v) if v is not None else words.NOTHING for v in (found.p90, found.p99)]
-    p50 = f"{words.significant(found.p50)} [{words.significant(found.low)}, {words.significant(found.high)}]"
+    spread = max(found.high - found.p50, found.p50 - found.low) / found.p50 if found.p50 else 0.0
+    p50 = f"{words.significant(found.p50)} ±{spread:.1%}"
     rate = words.count(row.throughput) if row.throughput else words.NOTHING
     return (p50, *tails, rate, words.times(row.speedup))
 
@@ -97,13 +98,13 @@ def inspection(found: Inspection) -> RenderableType:
 def pass_notes(notes: Sequence[PassNote]) -> RenderableType:
     """What each pass would do."""
     rows = [(n.name, n.exactness, _would(n), n.fault or _few(n.skips, 3)) for n in notes]
-    return table(("pass", "promise", "would", "remarks"), rows, ratios=(4, 2, 3, 8))
+    return table(("pass", "promise", "would do", "remarks"), rows, last_wide=True)
 
 
 def _would(note: PassNote) -> str:
     if note.fault:
         return "fail"
-    return f"make {note.changes} change{'s' if note.changes != 1 else ''}" if note.changes else "change nothing"
+    return f"{note.changes} change{'s' if note.changes != 1 else ''}" if note.changes else "nothing"
 
 
 def _few(texts: Sequence[str], most: int) -> str:
@@ -138,7 +139,7 @@ def checked(report: Checked) -> RenderableType:
     from rich.text import Text
 
     marks = {True: Text("ok", "green"), False: Text("WRONG", "bold red")}
-    rows = table(("", "check", "finding"), [], ratios=(2, 4, 15))
+    rows = table(("", "check", "finding"), [], last_wide=True)
     for f in report.findings:
         rows.add_row(Text("note", "yellow") if f.ok and f.warning else marks[f.ok], Text(f.check), Text(f.detail))
     wrong = sum(not f.ok for f in report.findings)

@@ -73,23 +73,26 @@ class World:
 
     def _fold(self, model: Model, specs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Array]]:
         assert self.samples is not None
-        path = self.memory.put_model(exposing(model, list(specs)))
+        exposed, named = exposing(model, list(specs))
+        path = self.memory.put_model(exposed)
+        wanted = {named[name]: spec for name, spec in specs.items()}
         with sessions.worker() as worker:
-            handle = worker.call(JOBS + "begin_fold", path=str(path), specs=specs, **self.site.plain())
+            handle = worker.call(JOBS + "begin_fold", path=str(path), specs=wanted, **self.site.plain())
             feed, count = next(iter(self.samples.feeds(1)))
             weight = worker.call(JOBS + "weigh", handle=handle, feeds=feed) // max(1, count)
             batch = max(1, min(LARGEST_BATCH, FETCH_BUDGET_BYTES // max(1, weight)))
             for feed, real in self.samples.feeds(batch):
                 worker.call(JOBS + "fold", handle=handle, feeds=feed, fed=self.samples.fed(batch), real=real)
             states: dict[str, dict[str, Array]] = worker.call(JOBS + "end_fold", handle=handle)
-        return states
+        return {name: states[named[name]] for name in specs}
 
     def run(self, model: Model, feeds: Sequence[Feeds], fetch: Sequence[str]) -> list[dict[str, Array]]:
         """The named values for each of ``feeds``, with the runtime's own optimizer off."""
-        path = self.memory.put_model(exposing(model, fetch))
+        exposed, named = exposing(model, fetch)
+        path = self.memory.put_model(exposed)
         with sessions.worker() as worker:
             outputs = sessions.run(worker, path, [dict(f) for f in feeds], self.site, optimize=False)
-        return [{name: out[name] for name in fetch} for out in outputs]
+        return [{name: out[named[name]] for name in fetch} for out in outputs]
 
     def cost(self, model: Model) -> float:
         """Milliseconds of one run of ``model``: the median of a short measurement. Needs calibration samples."""
@@ -102,8 +105,12 @@ class World:
         return float(np.median(taken))
 
 
-def exposing(model: Model, names: Sequence[str]) -> Model:
-    """A fork of ``model`` whose outputs are exactly the named values of its main graph (inputs may be among them)."""
+def exposing(model: Model, names: Sequence[str]) -> tuple[Model, dict[str, str]]:
+    """A fork of ``model`` whose outputs are the named values of its main graph, and under which names they come out.
+
+    A graph input cannot be an output by itself: it goes through an Identity and has another name there.
+    Raises ``KeyError`` for a name that the main graph does not have.
+    """
     fork = model.fork()
     graph = fork.graph
     values = {v.name: v for v in (*graph.inputs, *graph.initializers.values(), *(o for n in graph for o in n.outputs))}
@@ -111,17 +118,17 @@ def exposing(model: Model, names: Sequence[str]) -> Model:
     if missing:
         raise KeyError(f"no value named {missing[0]!r} in the main graph")
     del graph.outputs[:]
+    named = {}
     for name in names:
-        graph.outputs.append(_fetchable(graph, values[name], name))
-    return fork
+        value = _through_identity(graph, values[name]) if values[name].is_graph_input() else values[name]
+        graph.outputs.append(value)
+        named[name] = str(value.name)
+    return fork, named
 
 
-def _fetchable(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
-    """An output of that name: an input cannot be an output by itself, so it goes through an Identity."""
-    if not value.is_graph_input():
-        return value
-    node = ir.Node("", "Identity", [value], name=f"{name}/expose")
-    node.outputs[0].name = f"{name}/exposed"
+def _through_identity(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    node = ir.Node("", "Identity", [value], name=f"{value.name}/expose")
+    node.outputs[0].name = f"{value.name}/exposed"
     graph.append(node)
     return node.outputs[0]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from optimizer.faults import bad_input
-from optimizer.runtime.providers import open_session, runtime
+from optimizer.runtime.providers import open_session, plain_words, runtime
 from passes.kit import reducers
 from passes.kit.reducers import Reducer
 
@@ -185,8 +185,8 @@ def _run(session: Any, feeds: Feeds, names: list[str] | None = None) -> list[Any
     try:
         return list(session.run(names, {k: v for k, v in feeds.items() if k in wanted}))
     except Exception as error:
-        line = str(error).strip().splitlines()[0][:400] if str(error).strip() else type(error).__name__
-        raise bad_input(f"onnxruntime failed while running the model: {line}", code="runtime-failed") from error
+        text = f"onnxruntime failed while running the model: {plain_words(error)}"
+        raise bad_input(text, code="runtime-failed") from error
 
 
 def _bind(session: Any, feeds: Feeds, provider: str) -> Any:

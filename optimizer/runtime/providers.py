@@ -6,6 +6,7 @@ The only file that imports onnxruntime, together with ``jobs`` which runs in wor
 from __future__ import annotations
 
 import importlib.util
+import re
 from typing import Any
 
 from optimizer.faults import bad_input, cannot, usage
@@ -72,12 +73,16 @@ def open_session(path: str, provider: str, threads: int, *, optimize: bool = Tru
     try:
         session = ort.InferenceSession(path, options, providers=wanted)
     except Exception as error:
-        raise bad_input(f"onnxruntime cannot load the model: {_first_line(error)}", code="runtime-refused") from error
+        raise bad_input(f"onnxruntime cannot load the model: {plain_words(error)}", code="runtime-refused") from error
     if provider not in session.get_providers():
         raise cannot(f"{provider} did not start; onnxruntime would have used the CPU silently", code="missing-provider")
     return session
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:400]
+_NOISE = re.compile(r"^\s*:\s*\d+\s*:\s*\w+\s*:\s*|Load model from \S+ failed:\s*")
+
+
+def plain_words(error: Exception) -> str:
+    """What onnxruntime said, without error numbers and paths: only the innermost of its nested messages."""
+    text = " ".join(str(error).split()).rpartition("[ONNXRuntimeError]")[2]
+    return _NOISE.sub("", text).strip()[:300] or type(error).__name__

@@ -124,9 +124,10 @@ def byte_size(tensor: onnx.TensorProto) -> int:
     Raises :class:`Fault` ``broken-model`` for an unknown dtype or a negative dimension.
     """
     try:
-        bits = round(ir.DataType(tensor.data_type).itemsize * 8)
+        bits: int = round(ir.DataType(tensor.data_type).itemsize * 8)
     except (ValueError, TypeError):
         raise bad_input(f"tensor '{tensor.name}' has the unknown data type {tensor.data_type}", code=BROKEN) from None
     if any(dim < 0 for dim in tensor.dims):
         raise bad_input(f"tensor '{tensor.name}' has the shape {list(tensor.dims)}", code=BROKEN)
-    return int(math.ceil(math.prod(tensor.dims) * bits / 8))
+    count: int = math.prod(tensor.dims)
+    return math.ceil(count * bits / 8)

@@ -9,19 +9,21 @@ from pathlib import Path
 Reason = tuple[str, str]
 _TO_FACTORY = "Name a function that returns the module instead: package.module:factory"
 
-REFUSED: dict[str, tuple[str, str]] = {
-    ".pt2": ("loading a .pt2 file can run any code inside it", _TO_FACTORY),
-    ".pt": ("loading a PyTorch file can run any code inside it", _TO_FACTORY),
-    ".pth": ("loading a PyTorch file can run any code inside it", _TO_FACTORY),
-    ".torchscript": ("loading TorchScript can run any code inside it", _TO_FACTORY),
-    ".ckpt": ("a checkpoint is a pickle, and loading it can run any code inside it", _TO_FACTORY),
-    ".pkl": ("loading a pickle can run any code inside it", _TO_FACTORY),
-    ".pickle": ("loading a pickle can run any code inside it", _TO_FACTORY),
-    ".joblib": ("loading a pickle can run any code inside it", "Export it to ONNX (skl2onnx)"),
-    ".bin": ("it holds weights without the model's code", _TO_FACTORY),
-    ".safetensors": ("it holds weights without the model's code", _TO_FACTORY),
+_UNSAFE, _WEIGHTS = "unsafe-model", "not-a-model"
+
+REFUSED: dict[str, tuple[str, str, str]] = {
+    ".pt2": (_UNSAFE, "loading a .pt2 file can run any code inside it", _TO_FACTORY),
+    ".pt": (_UNSAFE, "loading a PyTorch file can run any code inside it", _TO_FACTORY),
+    ".pth": (_UNSAFE, "loading a PyTorch file can run any code inside it", _TO_FACTORY),
+    ".torchscript": (_UNSAFE, "loading TorchScript can run any code inside it", _TO_FACTORY),
+    ".ckpt": (_UNSAFE, "a checkpoint is a pickle, and loading it can run any code inside it", _TO_FACTORY),
+    ".pkl": (_UNSAFE, "loading a pickle can run any code inside it", _TO_FACTORY),
+    ".pickle": (_UNSAFE, "loading a pickle can run any code inside it", _TO_FACTORY),
+    ".joblib": (_UNSAFE, "loading a pickle can run any code inside it", "Export it to ONNX (skl2onnx)"),
+    ".bin": (_WEIGHTS, "it holds weights without the model's code", _TO_FACTORY),
+    ".safetensors": (_WEIGHTS, "it holds weights without the model's code", _TO_FACTORY),
 }
-"""Files that are not opened, by suffix: why, and what to do instead."""
+"""Files that are not opened, by suffix: code of the fault, why, and what to do instead."""
 
 FOREIGN: dict[str, tuple[str, str]] = {
     ".tflite": ("a TensorFlow Lite model", "Convert it to ONNX first (tf2onnx --tflite)"),

@@ -72,14 +72,16 @@ def open_source(
     if text.startswith(SAMPLE):
         return _open_sample(request, text.removeprefix(SAMPLE), target, scratch, example, run)
     path = (request.folder / text).expanduser() if not text.startswith("~") else Path(text).expanduser()
-    if path.is_dir():
+    try:
+        exists, is_folder = path.exists(), path.is_dir()
+    except OSError:  # a text too long for a name, a loop of links
+        exists, is_folder = False, False
+    if is_folder:
         return _open_folder(request, path, target)
-    if path.exists() or "/" in text or not is_code(text):
-        if is_code(text) and not path.exists():
-            return _open_code(request, target, scratch, example, run)
-        _refuse(path, text)
-        return _open_file(request, path, path.stem, target)
-    return _open_code(request, target, scratch, example, run)
+    if is_code(text) and not exists:
+        return _open_code(request, target, scratch, example, run)
+    _refuse(path, text, exists)
+    return _open_file(request, path, path.stem, target)
 
 
 def _open_file(request: SourceRequest, path: Path, name: str, target: Target) -> Source:
@@ -109,17 +111,20 @@ def _open_folder(request: SourceRequest, path: Path, target: Target) -> Source:
     raise bad_input("this folder is not an artifact of lathe", where=where, hint=hint, code="not-supported")
 
 
-def _refuse(path: Path, text: str) -> None:
+def _refuse(path: Path, text: str, exists: bool) -> None:
     """Raise for files that are never opened, and for texts that are no file's name."""
     suffix = path.suffix.lower()
+    if suffix == ".py":
+        raise usage(
+            "this names a file of code, not what in it makes the model", where=text, hint=f"Write {text}:factory"
+        )
     if suffix in REFUSED:
-        why, hint = REFUSED[suffix]
-        code = "not-a-model" if "without" in why else "unsafe-model"
+        code, why, hint = REFUSED[suffix]
         raise bad_input(f"{suffix} files are not opened: {why}", where=text, hint=hint, code=code)
     if suffix in FOREIGN:
         what, hint = FOREIGN[suffix]
         raise bad_input(f"this is {what}", where=text, hint=hint, code="not-supported")
-    if suffix != ".onnx" and not path.exists():
+    if suffix != ".onnx" and not exists:
         raise _meaningless(path, text)
 
 
@@ -131,8 +136,6 @@ def _meaningless(path: Path, text: str) -> Fault:
     wishes = [*files, *(f"{SAMPLE}{name}" for name in SAMPLES), *SAMPLES]
     close = difflib.get_close_matches(text, wishes, n=1, cutoff=0.5)
     forms = "MODEL is file.onnx, package.module:factory, path/to/file.py:factory or sample:NAME"
-    if path.suffix == ".py":
-        return usage("which function of that file?", where=text, hint=f"Write {text}:factory")
     if close:
         found = f"{SAMPLE}{close[0]}" if close[0] in SAMPLES else close[0]
         return usage("there is no such model", where=text, hint=f"Did you mean '{found}'? {forms}")
@@ -197,5 +200,4 @@ def _open_torch(
         warnings=exported.warnings,
         parity=exported.parity,
         exporter=exported.exporter,
-        beyond=exported.beyond,
     )

@@ -45,7 +45,6 @@ class Exported:
     exporter: str
     parity: Parity | None
     warnings: tuple[str, ...]
-    beyond: str
 
 
 @dataclass(frozen=True)
@@ -222,12 +221,14 @@ def _try(worker: UserWorker, job: Job, attempt: Attempt, path: Path, faults: lis
     model.ir.ir_version = min(model.ir.ir_version, job.target.max_ir)
     if fixed := _fixed(model, attempt.dims):
         return f"it fixed the dimension {fixed}"
-    checked, notes = _measure(worker, job, model, attempt)
+    checked = _measure(worker, job, model, attempt)
     if checked is not None and not checked.ok:
         faults.append(checked.fault(job.spec.text))
         return checked.reason
-    warnings = (*told["notes"], *loaded.warnings, *notes)
-    return Exported(model, size_of(model), attempt.exporter, checked, warnings, "")
+    warnings = [*told["notes"], *loaded.warnings]
+    if checked is None:
+        warnings.append("parity with PyTorch was not measured: no runtime was given")
+    return Exported(model, size_of(model), attempt.exporter, checked, tuple(warnings))
 
 
 def _fixed(model: Model, dims: Dims) -> str:
@@ -237,14 +238,14 @@ def _fixed(model: Model, dims: Dims) -> str:
     return next((f"{n}:{axis}={dim}" for n, axis, dim in wanted if isinstance(ports[n][axis], int)), "")
 
 
-def _measure(worker: UserWorker, job: Job, model: Model, attempt: Attempt) -> tuple[Parity | None, list[str]]:
+def _measure(worker: UserWorker, job: Job, model: Model, attempt: Attempt) -> Parity | None:
     if job.run is None:
-        return None, ["parity with PyTorch was not measured: no runtime was given"]
+        return None
     told = _ask(worker, "cases", dims=attempt.dims)
     found = parity.measure(model, [Case(**case) for case in told["cases"]], job.run)
     if told["random"] and not found.ok:
         found = replace(found, reason=f"{found.reason} (the module gives other outputs at every run)")
-    return found, []
+    return found
 
 
 # -- cleaning ----------------------------------------------------------------------------------------------------

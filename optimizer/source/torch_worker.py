@@ -7,6 +7,7 @@ functions. The worker keeps the module between calls: ``build``, then ``prepare`
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import inspect
 import sys
@@ -41,6 +42,8 @@ else:
 INLINE_LIMIT_BYTES = 1_500_000_000
 """Weights above this go to a file beside the model: one protobuf message cannot hold 2 GiB."""
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+FAULT = 5
 SEED = 0
 REASON = 260
 
@@ -169,9 +172,8 @@ def prepare(
     ``dynamic_shapes`` function by the factory says, by input and axis) and ``notes``.
     """
     at = _subject()
-    origin, candidates = _candidates(at, example, wanted_shapes, arrays, roots)
     notes: list[str] = []
-    results = _settle_inputs(at, origin, candidates, notes)
+    origin, results = _settle_inputs(at, _candidates(at, example, wanted_shapes, arrays, roots), notes)
     if origin != "data":
         _add_data(at, arrays)
     notes += [f"the module's {skipped} is not a tensor and is left out" for skipped in results.skipped]
@@ -186,20 +188,21 @@ def prepare(
 
 def _candidates(
     at: Subject, example: str | None, wanted: Sequence[str], arrays: Mapping[str, Any], roots: Sequence[str]
-) -> tuple[str, list[trees.Arguments]]:
+) -> list[tuple[str, trees.Arguments]]:
+    """Example inputs with their origin, best first. What the user named is not replaced by anything else."""
     if example:
-        function = user.load(example, roots)
-        return f"'{example}'", [_call_example(function, example, at)]
+        return [(f"'{example}'", _call_example(user.load(example, roots), example, at))]
     if wanted:
-        return "shapes", [trees.Arguments((), shapes.make(wanted, list(_forward_parameters(at)), SEED))]
-    if found := _from_data(at, arrays):
-        return "data", found
+        return [("shapes", trees.Arguments((), shapes.make(wanted, list(_forward_parameters(at)), SEED)))]
+    found = [("data", arguments) for arguments in _from_data(at, arrays)]
     beside = getattr(sys.modules.get(at.spec.partition(":")[0]), "example_inputs", None)
     if beside is not None:
         name = f"{at.spec.partition(':')[0]}:example_inputs"
-        return f"'{name}'", [_call_example(beside, name, at)]
+        found.append((f"'{name}'", _call_example(beside, name, at)))
     if not _required(at):
-        return "nothing", [trees.Arguments((), {})]
+        found.append(("nothing", trees.Arguments((), {})))
+    if found:
+        return found
     takes = ", ".join(_required(at))
     hint = f"Give --example module:function, or --shape {_required(at)[0]}:1,3,224,224, or data with these names"
     raise user.Told("no-example", f"nothing says what forward({takes}) takes", at.spec, hint)
@@ -235,10 +238,12 @@ def _from_data(at: Subject, arrays: Mapping[str, Any]) -> list[trees.Arguments]:
     return [trees.Arguments((), rows), trees.Arguments((), entries)]
 
 
-def _settle_inputs(at: Subject, origin: str, candidates: list[trees.Arguments], notes: list[str]) -> trees.Results:
+def _settle_inputs(
+    at: Subject, candidates: list[tuple[str, trees.Arguments]], notes: list[str]
+) -> tuple[str, trees.Results]:
     """Take the first candidate that the module runs on, and give the module a forward of plain tensors."""
     failures: list[user.Told] = []
-    for candidate in candidates:
+    for origin, candidate in candidates:
         try:
             bound = _bind(at, candidate)
             tree, names, tensors = trees.flatten_arguments(bound)
@@ -256,7 +261,9 @@ def _settle_inputs(at: Subject, origin: str, candidates: list[trees.Arguments], 
         at.data.append(tensors)
         if built_in := trees.built_in(tree):
             notes.append(f"arguments that are not tensors are built into the model: {', '.join(built_in)}")
-        return results
+        if failures and origin != "data":
+            notes.append(f"the data did not serve as example inputs: {failures[0].message}")
+        return origin, results
     raise failures[0]
 
 
@@ -409,7 +416,11 @@ def export(path: str, exporter: str, opset: int, dims: Mapping[str, Mapping[int,
         warnings.simplefilter("always")
         try:
             write(at, path, opset, tensors, dims)
+        except MemoryError:
+            raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise user.Told("disk", f"the export cannot be written: {error.strerror}", path, exit=FAULT) from error
             return {"reason": _root_cause(error), "notes": []}
     traced = [str(w.message).splitlines()[0] for w in caught if w.category.__name__ == "TracerWarning"]
     return {"reason": "", "notes": [f"the tracer warned: {text[:REASON]}" for text in dict.fromkeys(traced)][:3]}

@@ -163,12 +163,13 @@ class UserFunction:
     def evaluate(self, run: Callable[[dict[str, Array]], Mapping[str, Array]]) -> Any:
         """The result of ``function(run)``. Each call of ``run`` in the user's process is answered by ours here."""
         told = self._ask("evaluate")
-        try:
-            while "need" in told:
-                told = self._ask("answer", outputs=dict(run(told["need"])))
-        except BaseException:
-            self.close()  # the user's function still waits for its outputs in there
-            raise
+        while "need" in told:
+            try:
+                outputs = dict(run(told["need"]))
+            except BaseException:
+                self.close()  # the user's function still waits for its outputs in there
+                raise
+            told = self._ask("answer", outputs=outputs)
         return told["done"]
 
     def _ask(self, op: str, **args: Any) -> Any:

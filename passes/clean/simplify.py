@@ -82,16 +82,19 @@ class Simplify(Pass):
             raise _Refused(f"{model.weight_bytes():,} bytes of weights do not fit into the one message that it needs")
         if model.map_types:
             raise _Refused("it does not handle map types (ONNX-ML)")
+        source = model.to_proto()
         grown = 0
         for fold in (True, False):
-            result = Model.from_proto(_ask(model, fold, self.max_growth_bytes))
+            proto = _ask(source, fold, self.max_growth_bytes)
+            _accept(proto, source)
+            result = Model.from_proto(proto)
             grown = result.weight_bytes()
             if grown <= most_bytes:
-                return _accept(result, model)
+                return result
         raise _Refused(f"its result holds {grown:,} bytes of weights, more than max-growth-bytes allows")
 
 
-def _ask(model: Model, fold: bool, threshold: int) -> onnx.ModelProto:
+def _ask(source: onnx.ModelProto, fold: bool, threshold: int) -> onnx.ModelProto:
     """One call of the tool. ``threshold`` is the size in bytes of a tensor that it leaves unfolded."""
     try:
         import onnxsim
@@ -99,7 +102,7 @@ def _ask(model: Model, fold: bool, threshold: int) -> onnx.ModelProto:
         raise _Refused(f"onnxsim is not installed: {error}") from error
     try:
         found, _ = onnxsim.simplify(
-            model.to_proto(),
+            source,
             check_n=0,
             certify=False,
             skipped_optimizers=list(_LEFT_OUT),
@@ -116,17 +119,16 @@ def _ask(model: Model, fold: bool, threshold: int) -> onnx.ModelProto:
     return found
 
 
-def _accept(result: Model, model: Model) -> Model:
-    """The result under the original's declared signature, opsets and metadata. Raises :class:`_Refused`."""
-    proto, source = result.to_proto(), model.to_proto()
+def _accept(proto: onnx.ModelProto, source: onnx.ModelProto) -> None:
+    """Put the result under the original's declared signature and metadata. Raises :class:`_Refused`."""
+    listed = {i.name for i in source.graph.initializer}
+    present = {i.name for i in proto.graph.initializer}
     for side in ("input", "output"):
         mine, theirs = getattr(source.graph, side), getattr(proto.graph, side)
-        listed = {i.name for i in source.graph.initializer}
-        wanted = [(v.name, v.type.WhichOneof("value")) for v in mine if v.name not in listed]
-        got = [(v.name, v.type.WhichOneof("value")) for v in theirs if v.name not in listed]
+        wanted = [_port(v) for v in mine if v.name not in listed]
+        got = [_port(v) for v in theirs if v.name not in listed]
         if wanted != got:
-            raise _Refused(f"its {side}s are {[n for n, _ in got]} instead of {[n for n, _ in wanted]}")
-        present = {i.name for i in proto.graph.initializer}
+            raise _Refused(f"its {side}s are {', '.join(got)} instead of {', '.join(wanted)}")
         kept = [v for v in mine if v.name not in listed or v.name in present]
         del theirs[:]
         theirs.extend(kept)
@@ -143,7 +145,11 @@ def _accept(result: Model, model: Model) -> Model:
         onnx.checker.check_model(proto, full_check=False)
     except onnx.checker.ValidationError as error:
         raise _Refused(f"its result is not valid: {str(error).strip().splitlines()[0][:200]}") from error
-    return Model.from_proto(proto)
+
+
+def _port(value: onnx.ValueInfoProto) -> str:
+    """Name and kind; the dimensions are put back."""
+    return f"{value.name}: {value.type.WhichOneof('value')} {value.type.tensor_type.elem_type}"
 
 
 def _differences(before: Model, after: Model) -> list[Change]:

@@ -156,7 +156,7 @@ def test_no_noise_is_a_finite_number_of_decibels() -> None:
 
 # -- users' functions --------------------------------------------------------------------------------------------
 def test_a_function_of_one_value_per_sample_is_a_mean() -> None:
-    metric = user_metric("m:f", lambda o, y: (o["out"].argmax(1) == y["y"]))
+    metric = user_metric("m:f", lambda o, y: o["out"].argmax(1) == y["y"])
     found = metric.rows({"out": LOGITS}, {"y": CLASSES})
     assert found.shape == (N, 1) and metric.outcomes(found)
     assert metric.score(found) == pytest.approx((LOGITS.argmax(1) == CLASSES).mean())

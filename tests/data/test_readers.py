@@ -49,9 +49,11 @@ def test_npz_members_are_unpacked_once_and_memory_mapped(tmp_path: Path) -> None
     assert isinstance(samples.inputs["input"], np.memmap)
     assert list(samples.labels) == ["labels"]
     assert "'scale' is a single value" in samples.warnings[0]
-    (folder,) = [p for p in (tmp_path / "scratch").iterdir()]
+    (folder,) = (tmp_path / "scratch").iterdir()
     before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
-    assert load(path).digest() == samples.digest() == from_arrays({"input": rows(), "labels": np.arange(6)}, (X,)).digest()
+    assert (
+        load(path).digest() == samples.digest() == from_arrays({"input": rows(), "labels": np.arange(6)}, (X,)).digest()
+    )
     assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == before
 
 
@@ -90,7 +92,11 @@ def test_onnx_test_data_sets_are_feeds_with_expected_outputs(tmp_path: Path) -> 
     for k in (0, 1, 10, 2):
         folder = tmp_path / "model" / f"test_data_set_{k}"
         folder.mkdir(parents=True)
-        for name, array in (("input_0", rows(2) + k), ("input_1", np.int64(k)), ("output_0", np.full((2, 5), k, np.float32))):
+        for name, array in (
+            ("input_0", rows(2) + k),
+            ("input_1", np.int64(k)),
+            ("output_0", np.full((2, 5), k, np.float32)),
+        ):
             tensor = onnx.numpy_helper.from_array(np.asarray(array), "probs" if name == "output_0" else "")
             (folder / f"{name}.pb").write_bytes(tensor.SerializeToString())
     ports = (Port("x", "FLOAT", ("n", 3)), Port("step", "INT64", ()))
@@ -255,4 +261,6 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
 
 def test_sequences_cannot_be_fed_from_files(tmp_path: Path) -> None:
-    assert "Sequence(Tensor(FLOAT))" in str(fault(saved(tmp_path, s=rows()), Port("s", "Sequence(Tensor(FLOAT))", None)))
+    assert "Sequence(Tensor(FLOAT))" in str(
+        fault(saved(tmp_path, s=rows()), Port("s", "Sequence(Tensor(FLOAT))", None))
+    )

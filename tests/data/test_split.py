@@ -52,9 +52,10 @@ def test_the_seed_and_one_hot_labels_count() -> None:
     a, b = (indices(split(samples(labels), s))[0] for s in (0, 1))
     assert not np.array_equal(a, b)
     one_hot = split(samples(np.eye(4, dtype=np.int64)[labels]), 3)
-    assert np.bincount(labels[one_hot.calibrate.index]).tolist() == [13, 13, 12, 12] or np.ptp(
-        np.bincount(labels[one_hot.calibrate.index])
-    ) <= 1
+    assert (
+        np.bincount(labels[one_hot.calibrate.index]).tolist() == [13, 13, 12, 12]
+        or np.ptp(np.bincount(labels[one_hot.calibrate.index])) <= 1
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2])

@@ -71,7 +71,13 @@ def test_a_limit_says_why_it_does_not_hold() -> None:
 
 @pytest.mark.parametrize(
     "texts",
-    [[], ["none"], ["top1.drop<=0.005", "size<=4MB", "latency<=0.5x"], ["drop<=0.1%", "memory<=1.5GiB"], ["latency<=0.1ms"]],
+    [
+        [],
+        ["none"],
+        ["top1.drop<=0.005", "size<=4MB", "latency<=0.5x"],
+        ["drop<=0.1%", "memory<=1.5GiB"],
+        ["latency<=0.1ms"],
+    ],
 )
 def test_text_round_trips(texts: list[str]) -> None:
     for metric in (TOP1, dataclasses.replace(TOP1, name="top1:logits")):

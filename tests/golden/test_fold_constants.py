@@ -129,7 +129,7 @@ def test_a_free_dimension_is_read_off_the_input() -> None:
 
 
 def test_results_that_are_too_large_stay_a_computation() -> None:
-    text = HEAD + "g (float[n] x) => (float[n] y) { s = Constant<value_ints=[{size}]>()\n c = ConstantOfShape(s)\n"
+    text = HEAD + "g (float[n] x) => (float[n] y) {{ s = Constant<value_ints=[{size}]>()\n c = ConstantOfShape(s)\n"
     text += "m = ReduceMax<keepdims=0>(c)\n y = Add(x, m) }}"
     small, large = fold(model(text.format(size=100))), fold(model(text.format(size=2**40)))
     assert op_types(small.model) == ["ReduceMax", "Add"]

@@ -40,7 +40,7 @@ def test_benchmark() -> None:
     failed = replace(faster, batch=8, latency=None, throughput=None, speedup=None, reason="out of memory [8 GB]")
     text = lines(tables.benchmark([ROW, faster, replace(ROW, batch=8), failed]))
     assert "CPUExecutionProvider, batch 8, 1 thread" in text
-    assert "2.31x [2.25, 2.38]" in text and "1.20 [1.19, 1.22]" in text and "833" in text
+    assert "2.31x [2.25, 2.38]" in text and "1.20 ±1.7%" in text and "833" in text
     assert "a/model.onnx" in text and "/models" not in text
     assert "failed" in text and "b/model.onnx: out of memory [8 GB]" in text
     assert "96.7 % top1" in text and "1.21 MB" in text
@@ -77,12 +77,19 @@ class Sample(Pass):
 
     ## When
     Sometimes [always].
+
+        A long line of prose that goes on in the next one, as house style has it,
+        so it is joined.
     """
 
     name: ClassVar[str] = "sample-pass"
     exactness: ClassVar[Exactness] = Exactness.LOSSY
     amount: int = option(3, "how much of it", low=1, high=9)
     mode: str = option("a", "which way", choices=("a", "b"))
+
+
+def wide(page: pages.PassPage) -> str:
+    return console.to_text(pages.full(page), width=140)
 
 
 def test_pass_pages() -> None:
@@ -95,4 +102,5 @@ def test_pass_pages() -> None:
     listing = lines(pages.listing(found))
     assert "Turn one thing into another." in listing and "cannot be loaded: no module named torch" in listing
     page = lines(pages.full(found[0]))
+    assert "A long line of prose that goes on in the next one, as house style has it, so it is" in wide(found[0])
     assert "int, 1 to 9" in page and "a | b" in page and "Sometimes [always]." in page and "spends quality" in page

@@ -46,7 +46,7 @@ def worker() -> Iterator[UserWorker]:
 @pytest.fixture
 def open_net(worker: UserWorker, tmp_path: Path) -> Open:
     def opened(factory: str, arrays: Mapping[str, Any] | None = None, **request: Any) -> Exported:
-        asked = SourceRequest(f"nets:{factory}", folder=HERE, **request)
+        asked = SourceRequest(factory if ":" in factory else f"nets:{factory}", folder=HERE, **request)
         return export_in(worker, Job(parse(asked.model, HERE), asked, runtime.target(), tmp_path, arrays or {}, run))
 
     return opened
@@ -99,6 +99,12 @@ def test_real_data_serves_as_example_rows_and_as_single_feeds(open_net: Open) ->
     assert mixed.parity is not None and "data batch=3" in mixed.parity.batches
 
 
+def test_what_stands_beside_the_factory_serves_when_data_does_not(open_net: Open) -> None:
+    found = open_net("nets_with_example:Scale", {"x": np.ones((3, 4))})
+    assert any("the data did not serve as example inputs" in warning for warning in found.warnings)
+    assert dims(found) == {"x": ("people", "steps", 4), "output": ("people", "steps", 4)}
+
+
 def test_outputs_by_position_may_repeat_an_input(open_net: Open) -> None:
     found = open_net("linear", shapes=("x:2,4",))
     assert [port.name for port in found.model.signature.outputs] == ["output", "output_1", "output_2"]
@@ -132,7 +138,10 @@ def test_an_old_opset_goes_to_the_older_exporter(open_net: Open) -> None:
 
 @pytest.mark.parametrize(
     ("net", "why"),
-    [("Fixed", "does not run at another batch size (RuntimeError)"), ("Mixed", "rows along axis 0 depend on one another")],
+    [
+        ("Fixed", "does not run at another batch size (RuntimeError)"),
+        ("Mixed", "rows along axis 0 depend on one another"),
+    ],
 )
 def test_what_is_no_batch_keeps_its_size(open_net: Open, net: str, why: str) -> None:
     found = open_net(net, example="nets:rows")
@@ -160,7 +169,12 @@ def test_half_outputs_are_compared_in_their_own_precision(open_net: Open) -> Non
         ("linear", {}, "no-example", r"nothing says what forward\(x\) takes.*--example"),
         ("linear", {"example": "nets:raises"}, "example-failed", "'nets:raises' raised KeyError"),
         ("linear", {"example": "nets:tuple_of_wrong_count"}, "example-failed", r"do not fit forward\(x\)"),
-        ("Picky", {"shapes": ("x:1,2,3",)}, "example-failed", r"nets\.py:\d+: running the module .* x must be a matrix"),
+        (
+            "Picky",
+            {"shapes": ("x:1,2,3",)},
+            "example-failed",
+            r"nets\.py:\d+: running the module .* x must be a matrix",
+        ),
         ("Unknown", {"example": "nets:rows"}, "export-failed", "dynamo exporter: .*linalg_eig.*older exporter: "),
         ("Noisy", {"example": "nets:rows"}, "parity", "gives other outputs at every run"),
         ("Lying", {"example": "nets:rows"}, "parity", "output 'output' at .* is off by"),
