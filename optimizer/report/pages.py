@@ -86,7 +86,12 @@ def paragraphs(page: str) -> list[RenderableType]:
     joined: list[str] = []
     last_was_full = False
     for raw in page.splitlines():
-        goes_on = last_was_full and _indent(raw) == _indent(joined[-1]) and not raw.lstrip().startswith(("- ", "* "))
+        goes_on = (
+            last_was_full
+            and raw.strip()
+            and _indent(raw) == _indent(joined[-1])
+            and not raw.lstrip().startswith(("- ", "* "))
+        )
         if goes_on:
             joined[-1] += " " + raw.strip()
         else:
