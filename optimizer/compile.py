@@ -16,7 +16,7 @@ from pathlib import Path
 from optimizer import ship
 from optimizer.decide import judge, ladder
 from optimizer.decide.ladder import Rung
-from optimizer.measure.latency import QUICK, THOROUGH
+from optimizer.measure.latency import quick, thorough
 from optimizer.measure.scales import QualityReading, Scales, SpeedReading, Weighed
 from optimizer.measure.sensitivity import sensitivities
 from optimizer.measure.stats import corrected_alpha
@@ -155,7 +155,7 @@ def try_rung(climb: Climb, rung: Rung) -> Tried:
         return skipped(rung, judge.nothing_new(twin.step.label, candidate.notes), candidate)
     model = candidate_weight(candidate)
     quality = climb.scales.quality(model, bench.splits.select) if bench.splits and bench.judged else None
-    speed = climb.scales.speed(model, QUICK)
+    speed = climb.scales.speed(model, quick(bench.settings.seconds))
     sizes = (model.size_bytes, climb.scales.baseline.size_bytes)
     verdict = judge.on_select(candidate.lossy, quality, speed, sizes, bench.budget)
     step = step_of(rung, candidate, model, verdict, quality, speed)
@@ -184,7 +184,7 @@ def step_of(
         verdict=verdict,
         model=model.digest,
         quality=quality.candidate if quality else None,
-        drop=quality.interval if quality else None,
+        drop=quality.drop.interval if quality else None,
         speedup=speed.speedup,
         latency_ms=speed.candidate,
         size_bytes=model.size_bytes,
@@ -225,7 +225,7 @@ def confirm(climb: Climb) -> ship.Choice:
         assert tried.candidate is not None
         model = candidate_weight(tried.candidate)
         quality = scales.quality(model, bench.splits.confirm, alpha) if bench.splits and bench.judged else None
-        speed = scales.speed(model, THOROUGH)
+        speed = scales.speed(model, thorough(bench.settings.seconds))
         sizes = (model.size_bytes, scales.baseline.size_bytes)
         verdict = judge.at_confirm(quality, speed, sizes, bench.budget)
         undecided = verdict.judgement is Judgement.UNDECIDED
@@ -249,12 +249,14 @@ def without_loss(climb: Climb) -> ship.Choice:
     lossless = next((t for t in climb.tried if t.candidate and not t.candidate.lossy), None)
     if lossless is not None and lossless.candidate is not None:
         model = candidate_weight(lossless.candidate)
-        speed = scales.speed(model, THOROUGH) if model.digest != scales.baseline.digest else None
+        speed = (
+            scales.speed(model, thorough(bench.settings.seconds)) if model.digest != scales.baseline.digest else None
+        )
         if speed is not None and judge.not_slower(speed.speedup):
             quality = scales.quality(model, bench.splits.confirm) if bench.splits and bench.judged else None
             verdict = Verdict(Judgement.ACCEPTED, f"{judge.speed_text(speed.speedup)} without loss; {why}")
             return ship.Choice(lossless.candidate, lossless.rung.label, quality, speed, verdict, 0)
         why = f"{judge.why_slower(speed.speedup) if speed else 'the lossless passes found nothing to do'}; {why}"
     quality = scales.quality(scales.baseline, bench.splits.confirm) if bench.splits and bench.judged else None
-    speed = scales.speed(scales.baseline, QUICK)
+    speed = scales.speed(scales.baseline, quick(bench.settings.seconds))
     return ship.Choice(None, "source", quality, speed, Verdict(Judgement.ACCEPTED, why), 0)

@@ -9,7 +9,7 @@ from typing import Any
 
 from optimizer.decide import ladder
 from optimizer.faults import broken
-from optimizer.measure.latency import QUICK, THOROUGH
+from optimizer.measure.latency import quick, thorough
 from optimizer.plan import Settings
 from optimizer.progress import Silent
 from optimizer.records import to_plain
@@ -86,7 +86,7 @@ def plan(settings: Settings) -> PlanReport:
         run = one_run(bench)
         estimates = tuple(Rehearsal(r.label, r.recipe.text(), seconds_of(bench, r.recipe, run)) for r in rungs)
         weights = bench.source.model.weight_bytes()
-        confirm = THOROUGH.seconds * 2 + run * len(bench.splits.confirm if bench.splits else ()) * 2
+        confirm = thorough(settings.seconds).seconds * 2 + run * len(bench.splits.confirm if bench.splits else ()) * 2
         return PlanReport(
             model=settings.source.model,
             target=bench.target.name,
@@ -143,11 +143,12 @@ def one_run(bench: Bench) -> float:
 
 def seconds_of(bench: Bench, recipe: Recipe, run: float) -> float:
     """Passes and their checks, quality on the select split, a quick race against the baseline."""
+    race = quick(bench.settings.seconds)
     weight = bench.source.model.weight_bytes() / 1e6 * PASS_SECONDS_PER_MB
     per_pass = PASS_SECONDS + weight + SESSION_SECONDS + run * 4 * len(bench.builder.verifier.probes)
     judged = len(bench.splits.select) * run if bench.splits and bench.judged else 0.0
     calibrated = len(bench.splits.calibrate) * run if bench.splits and "static" in recipe.text() else 0.0
-    return len(recipe.steps) * per_pass + judged + calibrated + 2 * QUICK.seconds + 2 * QUICK.restarts * SESSION_SECONDS
+    return len(recipe.steps) * per_pass + judged + calibrated + 2 * race.seconds + 2 * race.restarts * SESSION_SECONDS
 
 
 def _mb(count: float) -> str:

@@ -106,7 +106,7 @@ def record_of(bench: Bench, choice: Choice, steps: Sequence[Step], warnings: Seq
         ),
         final=Measured(quality.candidate if quality else None, speed.candidate, size, speed.memory_bytes),
         speedup=speed.speedup if choice.candidate else SAME,
-        quality_drop=quality.interval if quality else None,
+        quality_drop=quality.drop.interval if quality else None,
         confidence=confidence_of(bench, choice),
         budget=bench.budget.texts(),
         target=bench.target.name,

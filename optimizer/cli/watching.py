@@ -111,15 +111,20 @@ class Live(Lines):
             self._status.stop()
             self._status = None
 
+    @property
+    def shown(self) -> str:
+        """The text of the moving line."""
+        return f"{self._stage}  {self._where}".rstrip()
+
     def _show(self) -> None:
         from rich.text import Text
 
-        text = Text(f"{self._stage}  {self._where}".rstrip())
         if self._status is None:
-            self._status = self._console.status(text)
+            # A few times a second spares the machine that is being measured.
+            self._status = self._console.status(Text(self.shown), refresh_per_second=4)
             self._status.start()
         else:
-            self._status.update(text)
+            self._status.update(Text(self.shown))
 
     def _print(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import math
 import os
 import shutil
 import tempfile
@@ -57,28 +56,6 @@ def load_npy(path: Path, where: str = "") -> Array:
         message = f"cannot be read as a numpy array: {error}"
         raise bad_input(message, where=where, hint="The file is damaged: save it again", code="bad-data") from None
     return array
-
-
-def first_rows(path: Path, rows: int) -> dict[str, Array]:
-    """The first ``rows`` entries of every numeric member, reading no more of the archive than that takes.
-
-    Raises :class:`Fault` (BAD_INPUT) when the archive is broken.
-    """
-    found: dict[str, Array] = {}
-    for name in _members(path):
-        try:
-            with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
-                shape, fortran, dtype = _header(member)
-                if dtype.hasobject:
-                    continue
-                whole = fortran and len(shape) > 1  # rows are scattered over all of the member then
-                shown = shape if whole else (min(rows, shape[0]), *shape[1:]) if shape else ()
-                data = member.read(math.prod(shown) * dtype.itemsize)
-                array = np.frombuffer(data, dtype).reshape(shown, order="F" if whole else "C")
-                found[name] = array[:rows].copy() if shape else array.copy()
-        except _BROKEN as error:
-            raise _damaged(path, error, name) from None
-    return found
 
 
 def _not_an_archive(path: Path) -> str:

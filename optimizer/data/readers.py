@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 
 from optimizer.data.checks import NO_PICKLES, from_arrays, listed
-from optimizer.data.npz import first_rows, load_npy, unpack
+from optimizer.data.npz import load_npy, unpack
 from optimizer.data.samples import Array, Samples
 from optimizer.data.synthetic import synthetic
 from optimizer.faults import Fault, bad_input, cannot
 from passes.kit.model import Port
 
-__all__ = ["FORMATS", "from_arrays", "preview", "read", "synthetic"]
+__all__ = ["FORMATS", "from_arrays", "read", "synthetic"]
 
 FORMATS = ".npz, .npy, a folder of .npy/.npz, ONNX test_data_set_N folders, .jsonl or .parquet"
 
@@ -269,33 +269,3 @@ def _read_parquet(path: Path) -> dict[str, Array]:
         message = f"cannot be read as parquet: {error}"
         raise bad_input(message, where=str(path), hint="Save the data again", code="bad-data") from None
     return _columns({name: table[name].to_pylist() for name in table.column_names}, (), str(path))
-
-
-# -- before the model is known -------------------------------------------------------------------------------------
-def preview(path: Path, rows: int = 4) -> dict[str, Array]:
-    """The first ``rows`` entries of every array that has a name of its own, without unpacking or checking anything.
-
-    For making example inputs before the model's inputs are known. Empty for what names no arrays, or cannot be read:
-    :func:`read` says what is wrong with it.
-    """
-    try:
-        if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix.lower() in {".npy", ".npz"})
-            return {n: a for p in reversed(files) for n, a in preview(p, rows).items()}
-        if path.suffix.lower() == ".npz":
-            return first_rows(path, rows)
-        if path.suffix.lower() == ".npy":
-            return {path.stem: np.array(load_npy(path)[:rows])}
-        if path.suffix.lower() in {".jsonl", ".ndjson"}:
-            return _first_lines(path, rows)
-    except (Fault, OSError, IndexError, UnicodeDecodeError):
-        return {}
-    return {}
-
-
-def _first_lines(path: Path, rows: int) -> dict[str, Array]:
-    columns: dict[str, list[Any]] = {}
-    with path.open(encoding="utf-8") as file:
-        for number, line in zip(range(rows), file, strict=False):
-            _take_line(columns, line, f"{path}:{number + 1}", number)
-    return _columns(columns, (), str(path))

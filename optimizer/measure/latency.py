@@ -37,8 +37,17 @@ class Effort:
     seconds: float
 
 
-QUICK = Effort(restarts=2, seconds=1.0)
-THOROUGH = Effort(restarts=4, seconds=3.0)
+DEFAULT_SECONDS = 3.0
+
+
+def quick(seconds: float = DEFAULT_SECONDS) -> Effort:
+    """Enough to choose between recipes: a third of the seconds that a thorough look takes."""
+    return Effort(restarts=2, seconds=seconds / 3)
+
+
+def thorough(seconds: float = DEFAULT_SECONDS) -> Effort:
+    """Enough to make a claim."""
+    return Effort(restarts=4, seconds=seconds)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,11 +40,6 @@ class QualityReading:
     baseline: Quality
     candidate: Quality
     drop: DropEstimate
-
-    @property
-    def interval(self) -> Interval:
-        """The drop with its two-sided interval."""
-        return Interval(self.drop.value, self.drop.low, self.drop.high)
 
 
 @dataclass(frozen=True)
@@ -90,9 +84,7 @@ class Scales:
         assert self.evaluator is not None
         base, value = self.evaluator(self.baseline.path), self.evaluator(model.path)
         both = [Quality(EVALUATOR, v, v, v, True, 1) for v in (base, value)]
-        drop = base - value
-        estimate = DropEstimate(drop, drop, drop, math.inf, drop, 1, "one number, no interval", degenerate=True)
-        return QualityReading(both[0], both[1], estimate)
+        return QualityReading(both[0], both[1], DropEstimate.of_numbers(base, value))
 
     def speed(self, model: Weighed, effort: Effort) -> SpeedReading:
         """Time ``model`` and the baseline side by side."""

@@ -92,7 +92,7 @@ def time_in_worker(path: Path, feeds: Feeds, provider: str, threads: int) -> flo
     from optimizer.measure import latency
 
     return (
-        latency.compare([path], [dict(feeds)], Site(full_name(provider), threads, ""), latency.QUICK)[0].latency().p50
+        latency.compare([path], [dict(feeds)], Site(full_name(provider), threads, ""), latency.quick())[0].latency().p50
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -139,21 +140,26 @@ def memory_peak() -> int:
     return _peak()
 
 
-def apply_native(path: str, recipe: str, target: dict[str, Any], out: str) -> dict[str, Any]:
+def apply_native(
+    path: str, recipe: str, target: dict[str, Any], out: str, home: str, folders: list[str]
+) -> dict[str, Any]:
     """Run one pass that wraps native code on the model at ``path``; the result is written to ``out``.
 
-    Such passes get no door to the world: their context has a target and a seed only.
+    ``home`` is the pass class as ``module:Class``, found from ``folders`` when it is not one of ours. Such passes get
+    no door to the world: their context has a target and a seed only.
     """
     import onnx
 
-    from passes.catalogue import build
+    from passes.catalogue import build, load
     from passes.kit.model import Model
     from passes.kit.recipe import Recipe
     from passes.kit.target import Target
 
     proto = onnx.load(path, load_external_data=False)
     model = Model.from_proto(proto, base_dir=str(Path(path).parent))
-    (subject,) = build(Recipe.parse(recipe))
+    sys.path.extend(folder for folder in folders if folder not in sys.path)
+    found = load(home)
+    (subject,) = build(Recipe.parse(recipe), {found.name: found})
     result = subject(model, _Isolated(Target.from_toml(target)))
     if result.changes:
         Path(out).write_bytes(result.model.to_bytes())

@@ -23,7 +23,7 @@ from optimizer.verify.verifier import Verifier
 from optimizer.workers.pool import CallFailed, WorkerDied
 from passes import catalogue
 from passes.kit.context import NoData
-from passes.kit.contract import Exactness, Pass, PassResult
+from passes.kit.contract import Change, Exactness, Pass, PassResult, Skip
 from passes.kit.model import Model
 from passes.kit.recipe import Recipe
 
@@ -148,7 +148,7 @@ class Builder:
             free = f"{available_memory() / 2**30:.1f} GiB are free"
             return PassResult(model), f"it needs about {needed / 2**30:.1f} GiB of memory and {free}", None
         try:
-            result = self._native(model, text) if subject.native else subject(model, self.world)
+            result = self._native(model, text, type(subject)) if subject.native else subject(model, self.world)
         except NoData:
             raise
         except Exception as error:
@@ -160,12 +160,9 @@ class Builder:
             return PassResult(model), check.fault, check.worst
         return result, "", check.worst
 
-    def _native(self, model: Model, text: str) -> PassResult:
+    def _native(self, model: Model, text: str, cls: type[Pass]) -> PassResult:
         """Run a pass that wraps native code in a worker, so that a crash there costs the pass and nothing else."""
-        from passes.kit.contract import Change, Skip
-
         out = self.store.scratch / f"native-{key_of(model.digest(), text)}.onnx"
-        target = {**asdict(self.world.target)}
         try:
             with sessions.worker() as worker:
                 answer = worker.call(
@@ -173,8 +170,10 @@ class Builder:
                     timeout=NATIVE_SECONDS,
                     path=str(self.store.put_model(model)),
                     recipe=text,
-                    target=target,
+                    target=asdict(self.world.target),
                     out=str(out),
+                    home=f"{cls.__module__}:{cls.__qualname__}",
+                    folders=[p for p in sys.path if p],
                 )
             changed = Model.from_bytes(out.read_bytes()) if answer["changes"] else model
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,8 @@ class Model:
             raise ValueError("the file holds no graph")
         map_types = _take_map_types(proto.graph)
         _densify(proto.graph)
+        for function in proto.functions:
+            _densify_nodes(function.node)
         model = ir.from_proto(proto)
         if base_dir:
             ir.external_data.set_base_dir(model.graph, base_dir)
@@ -307,14 +309,28 @@ def _has_map(kind: onnx.TypeProto) -> bool:
 
 
 def _densify(graph: onnx.GraphProto) -> None:
-    """Sparse initializers become dense ones: onnx_ir would drop them without a word."""
+    """Sparse initializers and constants become dense: onnx_ir drops the former without a word, raises on the latter."""
     for sparse in graph.sparse_initializer:
-        values = onnx.numpy_helper.to_array(sparse.values)
-        indices = onnx.numpy_helper.to_array(sparse.indices)
-        dense = np.zeros(tuple(sparse.dims), values.dtype)
-        if indices.ndim == 1:
-            dense.reshape(-1)[indices] = values
-        else:
-            dense[tuple(indices.T)] = values
-        graph.initializer.append(onnx.numpy_helper.from_array(dense, sparse.values.name))
+        graph.initializer.append(_dense(sparse, sparse.values.name))
     graph.ClearField("sparse_initializer")
+    _densify_nodes(graph.node)
+
+
+def _densify_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.SPARSE_TENSOR and attribute.name == "sparse_value":
+                attribute.CopyFrom(onnx.helper.make_attribute("value", _dense(attribute.sparse_tensor, "")))
+            elif attribute.type == onnx.AttributeProto.GRAPH:
+                _densify(attribute.g)
+
+
+def _dense(sparse: onnx.SparseTensorProto, name: str) -> onnx.TensorProto:
+    values = onnx.numpy_helper.to_array(sparse.values)
+    indices = onnx.numpy_helper.to_array(sparse.indices)
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    if indices.ndim == 1:
+        dense.reshape(-1)[indices] = values
+    else:
+        dense[tuple(indices.T)] = values
+    return onnx.numpy_helper.from_array(dense, name)

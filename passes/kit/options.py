@@ -78,6 +78,8 @@ def fit(wanted: Option, value: Any) -> Any:
     accepted: Any = {"bool": bool, "int": int, "float": (int, float), "str": str}[wanted.kind]
     if not isinstance(value, accepted) or (wanted.kind != "bool" and isinstance(value, bool)):
         raise OptionError(f"option '{wanted.name}' takes a {wanted.kind}, not {value!r}")
+    if isinstance(value, float) and value != value:
+        raise OptionError(f"option '{wanted.name}' is not a number")
     if wanted.choices is not None and value not in wanted.choices:
         hint = closest(str(value), wanted.choices)
         raise OptionError(f"option '{wanted.name}' cannot be {value!r}{hint}; choices: {', '.join(wanted.choices)}")

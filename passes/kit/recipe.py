@@ -117,11 +117,16 @@ def _spell(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_spell(v) for v in value) + "]"
+        return "[" + ", ".join(_quote(v) if isinstance(v, str) else _spell(v) for v in value) + "]"
     if isinstance(value, str):
         plain = value and all(c.isalpha() or c == "-" for c in value) and value not in ("true", "false", "inf", "nan")
-        return value if plain and value.isascii() else json.dumps(value, ensure_ascii=True)
+        return value if plain and value.isascii() and value not in ("-inf", "-nan") else _quote(value)
     return repr(value)
+
+
+def _quote(text: str) -> str:
+    """A TOML basic string: JSON's escapes, but characters beyond the basic plane as they are, and DEL escaped."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _freeze(options: Iterable[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:

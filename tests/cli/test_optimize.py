@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from optimizer.cli.watching import Live, watching
 from optimizer.plan import DataRequest, Settings, SourceRequest
 from optimizer.progress import Watcher
 from optimizer.records import Confidence, Judgement, Outcome, Verdict
@@ -138,3 +139,25 @@ def test_print_config_says_where_each_value_comes_from(lathe: Lathe, tmp_path: P
     assert held["goal"].endswith("# default") and "# output is not set" in lines
     tree = one_object(lathe("optimize", "m.onnx", "--print-config", "--json").stdout)
     assert tree["settings"]["metric"] == {"value": "f1", "from": "lathe.toml"}
+
+
+def test_a_terminal_shows_the_stage_with_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    watch = Live()
+    watch.stage("trying recipes")
+    watch.progress(1, 3, 42.0)
+    assert watch.shown == "trying recipes  1 of 3, about 42 s left"
+    watch.step(records.LET_GO)
+    watch.stage("confirming")
+    assert watch.shown == "confirming"
+    watch.close()
+    watch.close()
+    assert "int8 dynamic rejected 0.71x" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("ci", "term", "live"), [("", "xterm", True), ("true", "xterm", False), ("", "dumb", False)])
+def test_only_a_real_terminal_is_live(monkeypatch: pytest.MonkeyPatch, ci: str, term: str, live: bool) -> None:
+    monkeypatch.setenv("CI", ci)
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with watching() as watch:
+        assert isinstance(watch, Live) is live

@@ -80,6 +80,19 @@ def test_metric_equals_its_reference_on_all_and_on_resamples(name: str) -> None:
         assert METRICS[name].score(found[pick]) == pytest.approx(score, rel=1e-9)
 
 
+@pytest.mark.parametrize("name", ["f1", "auroc"])
+def test_classes_that_a_resample_lacks_do_not_count(name: str) -> None:
+    found = rows(METRICS[name], softmax(LOGITS.astype(float)), CLASSES)
+    few = np.isin(CLASSES, (0, 1, 2)) & np.isin(LOGITS.argmax(1), (0, 1, 2))
+    score = METRICS[name].weighted(found, few[None].astype(float))[0]
+    if name == "f1":
+        expected = sk.f1_score(CLASSES[few], LOGITS[few].argmax(1), average="macro")
+    else:
+        probabilities = softmax(LOGITS[few].astype(float))
+        expected = np.mean([sk.roc_auc_score(CLASSES[few] == c, probabilities[:, c]) for c in (0, 1, 2)])
+    assert score == pytest.approx(expected)
+
+
 def test_auroc_of_many_classes_is_one_versus_rest_of_probabilities() -> None:
     expected = sk.roc_auc_score(CLASSES, softmax(LOGITS.astype(float)), multi_class="ovr")
     for output in (LOGITS, softmax(LOGITS.astype(float))):

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
-from optimizer.data.readers import from_arrays, preview, read
+from optimizer.data.readers import from_arrays, read
 from optimizer.data.samples import Samples
 from optimizer.faults import Exit, Fault
 from passes.kit.model import Port
@@ -136,17 +136,6 @@ def test_parquet_columns_are_arrays(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.table({"input_ids": [[1, 2], [3, 4]], "labels": [0, 1]}), tmp_path / "d.parquet")
     assert load(tmp_path / "d.parquet", IDS).labels["labels"].tolist() == [0, 1]
-
-
-def test_preview_reads_the_first_rows_of_anything_with_names(tmp_path: Path) -> None:
-    path = saved(tmp_path, input=rows(100), labels=np.arange(100), fortran=np.asfortranarray(rows(9)))
-    found = preview(path, 2)
-    assert np.array_equal(found["input"], rows(2)) and found["labels"].tolist() == [0, 1]
-    assert np.array_equal(found["fortran"], rows(2))
-    (tmp_path / "t.jsonl").write_text('{"input_ids": [1, 2]}\n' * 9)
-    assert preview(tmp_path / "t.jsonl", 3)["input_ids"].shape == (3, 2)
-    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 nothing")
-    assert preview(tmp_path / "bad.npz") == {}
 
 
 # -- conversions -------------------------------------------------------------------------------------------------

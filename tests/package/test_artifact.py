@@ -73,6 +73,29 @@ def test_large_weights_stand_beside_the_graph(tmp_path: Path) -> None:
     assert np.array_equal(runtime.run(loaded, feeds)["y"], runtime.run(subject, feeds)["y"])
 
 
+def test_tensors_stand_on_pages_and_equal_ones_once(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 20] x) => (y) { a = MatMul (x, v) b = MatMul (a, w) y = MatMul (b, u) }"""
+    one, other = np.ones((20, 20), np.float32), np.zeros((20, 20), np.float32)
+    subject = runtime.model(text, v=one, w=other, u=one)
+    size = artifact.write_model_file(tmp_path / "m.onnx", subject, external_above=1024)
+    assert (tmp_path / "m.onnx.data").stat().st_size == 4096 + 1600
+    assert size == sum(p.stat().st_size for p in tmp_path.iterdir())
+    proto = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    offsets = {t.name: int(dict((e.key, e.value) for e in t.external_data)["offset"]) for t in proto.graph.initializer}
+    assert sorted(offsets.values()) == [0, 0, 4096] and offsets["v"] == offsets["u"]
+
+
+def test_one_file_is_replaced_whole_or_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact.write_model_file(tmp_path / "m.onnx", parts.model())
+    before = (tmp_path / "m.onnx").read_bytes()
+    assert before == parts.model().to_bytes()
+    monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
+    with pytest.raises(Fault, match="the disk is full"):
+        artifact.write_model_file(tmp_path / "m.onnx", parts.model(2.0))
+    assert snapshot(tmp_path) == {"m.onnx": before}
+
+
 def test_an_output_that_exists_is_kept(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with pytest.raises(Fault) as caught:
