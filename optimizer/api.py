@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -326,3 +327,9 @@ def cache_entries(cache_dir: Path | None = None) -> list[Entry]:
 def cache_prune(cache_dir: Path | None = None, max_bytes: int = LIMIT_BYTES) -> int:
     """Remove the least recently used files until the cache fits; returns the bytes freed."""
     return Store(cache_dir or default_cache_dir()).prune(max_bytes)
+
+
+# Two of these functions are called like a module and a room of ours; importing those put them where the functions
+# belong. Modules are still found by their full names.
+for _name in ("compile", "verify"):
+    setattr(sys.modules["optimizer"], _name, globals()[_name])

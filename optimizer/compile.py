@@ -20,6 +20,7 @@ from optimizer.measure.latency import quick, thorough
 from optimizer.measure.scales import QualityReading, Scales, SpeedReading, Weighed
 from optimizer.measure.sensitivity import sensitivities
 from optimizer.measure.stats import corrected_alpha
+from optimizer.package import artifact
 from optimizer.plan import Settings
 from optimizer.preflight import require_room
 from optimizer.progress import Silent, Watcher
@@ -76,8 +77,10 @@ def compile_settings(settings: Settings, watch: Watcher | None = None) -> Record
     Raises :class:`~optimizer.faults.Fault` for anything that a person should read.
     """
     started = time.monotonic()
+    if settings.output is not None:
+        artifact.check_output(settings.output, overwrite=settings.overwrite)
     with open_bench(settings, watch or Silent()) as bench:
-        ship.check_output(bench)
+        artifact.check_output(ship.output_folder(bench), overwrite=settings.overwrite)
         require_room(bench)
         climb = Climb(bench, bench.scales(), started)
         bench.watch.stage("trying recipes")

@@ -51,11 +51,6 @@ def output_folder(bench: Bench) -> Path:
     return named if named is not None else Path.cwd() / f"{bench.source.name}.lathe"
 
 
-def check_output(bench: Bench) -> None:
-    """Refuse an output that exists, before the long work is done."""
-    artifact.check_output(output_folder(bench), overwrite=bench.settings.overwrite)
-
-
 def ship(bench: Bench, choice: Choice, steps: Sequence[Step], warnings: Sequence[str], seconds: float) -> Record:
     """Write the artifact and return the record; without an artifact when a limit that the user set is not met."""
     record = record_of(bench, choice, steps, warnings, seconds)

@@ -32,7 +32,9 @@ VERBS: dict[str, str] = {
 class Lathe(click.Group):
     """The group of verbs. Errors of any kind end in :mod:`optimizer.cli.boundary`."""
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> Any:
         argv = list(sys.argv[1:] if args is None else args)
         if "_LATHE_COMPLETE" in os.environ:
             return super().main(argv, prog_name or "lathe", **extra)

@@ -147,6 +147,14 @@ POSITIVE = click.IntRange(min=1)
     show_default=True,
     help="Threads that speed is measured with.",
 )
+@option(
+    "--seconds",
+    section=SITE,
+    type=click.FloatRange(min=0, min_open=True),
+    default=3.0,
+    show_default=True,
+    help="Seconds of timed runs for the model that ships; a third of it while searching.",
+)
 @source_options
 @option(
     "-o", "--output", section=OUTPUT, type=FILE, metavar="DIR", help="Where the artifact goes; default: ./NAME.lathe."

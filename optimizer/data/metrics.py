@@ -238,7 +238,9 @@ def _default(outputs: tuple[Port, ...], labels: list[SeenLabel]) -> Metric:
                 return _fitted(METRICS[name], outputs, [label], name, named=False)
             except Unfit:
                 continue
-    flat = tuple(p for p in outputs if p.dims is None or len(p.dims) != 3)
+    # Several float outputs (a score and a carried state, say) are no classifier: the worst of them all is compared.
+    floats = [p for p in outputs if "FLOAT" in p.type or "DOUBLE" in p.type]
+    flat = tuple(p for p in outputs if p.dims is None or len(p.dims) != 3) if len(floats) <= 1 else ()
     for name, candidates in (("agreement", flat), ("cosine", outputs)):
         try:
             return _fitted(METRICS[name], candidates, [], name, named=False)

@@ -25,6 +25,8 @@ from optimizer.workers.pool import Worker
 Array = np.ndarray[Any, Any]
 
 BLOCK_MS = 20.0
+SHORTEST_BLOCK_MS = 2.0
+WARM_UP_MS = 150.0
 MIN_BLOCKS = 6
 MAX_RUNS_PER_BLOCK = 200
 
@@ -35,6 +37,16 @@ class Effort:
 
     restarts: int
     seconds: float
+
+    @property
+    def block_ms(self) -> float:
+        """Length of one block of runs."""
+        return float(np.clip(self.seconds / self.restarts / MIN_BLOCKS * 1e3, SHORTEST_BLOCK_MS, BLOCK_MS))
+
+    @property
+    def warm_up_ms(self) -> float:
+        """How long a freshly loaded model runs untimed."""
+        return min(WARM_UP_MS, self.seconds / self.restarts / 2 * 1e3)
 
 
 DEFAULT_SECONDS = 3.0
@@ -78,8 +90,11 @@ def compare(paths: Sequence[Path], feeds: Sequence[dict[str, Array]], site: Site
     for restart in range(effort.restarts):
         with ExitStack() as stack:
             workers = [stack.enter_context(sessions.worker()) for _ in paths]
-            about = [sessions.begin_timing(w, p, f, site) for w, p, f in zip(workers, paths, feeds, strict=True)]
-            taken = _take_turns(workers, about, site.clock, effort.seconds / effort.restarts, forwards=restart % 2 == 0)
+            about = [
+                sessions.begin_timing(w, p, f, site, effort.warm_up_ms)
+                for w, p, f in zip(workers, paths, feeds, strict=True)
+            ]
+            taken = _take_turns(workers, about, site.clock, effort, forwards=restart % 2 == 0)
         for found, blocks in zip(gathered, taken, strict=True):
             found.append(tuple(blocks))
     return [
@@ -94,12 +109,12 @@ def speedup(baseline: Timing, candidate: Timing, seed: int) -> Interval:
 
 
 def _take_turns(
-    workers: Sequence[Worker], about: Sequence[dict[str, Any]], clock: str, seconds: float, *, forwards: bool
+    workers: Sequence[Worker], about: Sequence[dict[str, Any]], clock: str, effort: Effort, *, forwards: bool
 ) -> list[list[Array]]:
     """Blocks of each worker, in alternating order, until each has had its seconds and its least number of blocks."""
-    runs = [int(np.clip(BLOCK_MS / max(1e-3, facts["pace_ms"]), 1, MAX_RUNS_PER_BLOCK)) for facts in about]
+    runs = [int(np.clip(effort.block_ms / max(1e-3, facts["pace_ms"]), 1, MAX_RUNS_PER_BLOCK)) for facts in about]
     taken: list[list[Array]] = [[] for _ in workers]
-    deadline = time.monotonic() + seconds * len(workers)
+    deadline = time.monotonic() + effort.seconds / effort.restarts * len(workers)
     order = list(range(len(workers)))
     while len(taken[0]) < MIN_BLOCKS or time.monotonic() < deadline:
         for i in order if forwards else reversed(order):

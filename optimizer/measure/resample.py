@@ -41,14 +41,14 @@ class Resampled:
 
     def quantiles(self, levels: Sequence[float]) -> list[float]:
         """BCa endpoints (Efron 1987), with levels expanded for n samples (Hesterberg 2015: t instead of z)."""
-        from scipy import special, stats
+        from scipy import special
 
         below = (np.sum(self.draws < self.value) + np.sum(self.draws == self.value) / 2) / len(self.draws)
         edge = 0.5 / len(self.draws)
         bias = float(special.ndtri(min(max(below, edge), 1 - edge)))
         found: list[float] = []
         for level in levels:
-            z = float(stats.t.ppf(level, self.n - 1)) * math.sqrt(self.n / (self.n - 1))
+            z = float(special.stdtrit(self.n - 1, level)) * math.sqrt(self.n / (self.n - 1))
             shifted = bias + z
             pull = 1 - self.acceleration * shifted
             moved = bias + shifted / pull if pull > 0.1 else bias + shifted

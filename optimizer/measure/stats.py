@@ -305,9 +305,9 @@ def tail(values: Sequence[float] | Array, q: float) -> float | None:
 
 def student(p: float, degrees: float) -> float:
     """Quantile of Student's t."""
-    from scipy import stats
+    from scipy import special
 
-    return float(stats.t.ppf(p, degrees))
+    return float(special.stdtrit(degrees, p))
 
 
 def normal(p: float) -> float:

@@ -19,7 +19,6 @@ Array = np.ndarray[Any, Any]
 Feeds = dict[str, Any]
 
 WARM_UP_RUNS = 3
-WARM_UP_SECONDS = 0.15
 MAX_KEPT_SESSIONS = 4
 
 _SESSIONS: dict[tuple[Any, ...], Any] = {}
@@ -96,7 +95,7 @@ def end_fold(handle: str) -> dict[str, dict[str, Array]]:
     return {name: {k: np.asarray(v) for k, v in reducer.arrays.items()} for name, reducer in folds.items()}
 
 
-def begin_timing(path: str, feeds: Feeds, provider: str, threads: int) -> dict[str, Any]:
+def begin_timing(path: str, feeds: Feeds, provider: str, threads: int, warm_up_ms: float) -> dict[str, Any]:
     """Load one model for timing and warm it up. Returns load time, first-run time and the pace per run (ms)."""
     before = _resident()
     start = time.perf_counter()
@@ -107,7 +106,7 @@ def begin_timing(path: str, feeds: Feeds, provider: str, threads: int) -> dict[s
     bound()
     first_ms = (time.perf_counter() - start) * 1e3
     spent, runs, pace = 0.0, 0, first_ms
-    while runs < WARM_UP_RUNS or (spent < WARM_UP_SECONDS * 1e3 and runs < 2000):
+    while runs < WARM_UP_RUNS or (spent < warm_up_ms and runs < 2000):
         start = time.perf_counter()
         bound()
         took = (time.perf_counter() - start) * 1e3

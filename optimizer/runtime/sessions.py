@@ -50,7 +50,11 @@ def run(
     return found
 
 
-def begin_timing(worker: Worker, path: Path, feed: dict[str, Array], site: Site) -> dict[str, Any]:
+def begin_timing(
+    worker: Worker, path: Path, feed: dict[str, Array], site: Site, warm_up_ms: float = 150.0
+) -> dict[str, Any]:
     """Load one model in ``worker`` for timing; see :func:`optimizer.runtime.jobs.begin_timing`."""
-    found: dict[str, Any] = worker.call(JOBS + "begin_timing", path=str(path), feeds=feed, **site.plain())
+    found: dict[str, Any] = worker.call(
+        JOBS + "begin_timing", path=str(path), feeds=feed, warm_up_ms=warm_up_ms, **site.plain()
+    )
     return found

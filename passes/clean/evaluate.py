@@ -224,19 +224,21 @@ def _cast_like(at: _Call, a: Inputs) -> Array:
 
 
 def cast(x: Array, to: np.dtype[Any], at: _Call) -> Array:
-    """``x`` as ``to`` when every runtime agrees on it: no 8-bit floats, no float outside of an integer's range."""
+    """``x`` as ``to`` when every runtime agrees on it: no narrow floats, no float outside of an integer's range.
+
+    Not to float16 either: runtimes that compute float16 in float32 drop such a cast together with the one back, and
+    with them the rounding.
+    """
     plain = "fiub"
     if x.dtype == to:
         return x
-    if x.dtype.kind not in plain or to.kind not in plain:
+    if x.dtype.kind not in plain or to.kind not in plain or to == np.float16:
         raise NotFoldable(f"a cast from {x.dtype} to {to} depends on the runtime")
     at.room(x.shape, to)
     if x.dtype.kind == "f" and to.kind in "iu" and x.size:
         info = np.iinfo(to)
         if not np.isfinite(x).all() or x.min() < info.min or x.max() >= float(info.max):
             raise NotFoldable(f"a value does not fit into {to}")
-    if x.dtype == np.float64 and to == np.float16:
-        raise NotFoldable("float64 to float16 may be rounded twice")
     return x.astype(to)
 
 

@@ -51,8 +51,8 @@ class FoldConstants(Pass):
 
     When it refuses
         Results larger than ``max-bytes``, unless they replace at least as many bytes. Operators whose last bits are
-        the runtime's own (Exp, Erf, Pow, reductions over floats), random ones, casts to 8-bit floats, and casts out
-        of an integer's range. Values that are graph outputs, and initializers that a caller may override.
+        the runtime's own (Exp, Erf, Pow, reductions over floats), random ones, casts to floats of 16 and 8 bits, and
+        casts out of an integer's range. Values that are graph outputs, and initializers that a caller may override.
 
     Exactness
         EXACT. Every operation in the table is defined to the last bit: integers, moves, and the float operations

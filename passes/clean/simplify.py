@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
@@ -101,16 +103,17 @@ def _ask(source: onnx.ModelProto, fold: bool, threshold: int) -> onnx.ModelProto
     except ImportError as error:
         raise _Refused(f"onnxsim is not installed: {error}") from error
     try:
-        found, _ = onnxsim.simplify(
-            source,
-            check_n=0,
-            certify=False,
-            skipped_optimizers=list(_LEFT_OUT),
-            skip_constant_folding=not fold,
-            tensor_size_threshold=f"{threshold}B",
-            include_subgraph=True,
-            mutable_initializer=True,
-        )
+        with contextlib.redirect_stdout(io.StringIO()):  # it talks about custom operators; a pass has no terminal
+            found, _ = onnxsim.simplify(
+                source,
+                check_n=0,
+                certify=False,
+                skipped_optimizers=list(_LEFT_OUT),
+                skip_constant_folding=not fold,
+                tensor_size_threshold=f"{threshold}B",
+                include_subgraph=True,
+                mutable_initializer=True,
+            )
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise _Refused(f"onnxsim raised {type(error).__name__}: {first[:200]}") from error

@@ -112,6 +112,7 @@ class Model:
         written = Model(_with_tensors(self.ir, place), self.map_types)
         proto = ir.to_proto(written.ir)
         _put_map_types(proto.graph, self.map_types)
+        _drop_repeated_types(proto.graph)
         return proto
 
     def to_bytes(self) -> bytes:
@@ -288,6 +289,19 @@ def _take_map_types(graph: onnx.GraphProto) -> dict[str, bytes]:
             found[info.name] = info.type.SerializeToString()
             info.ClearField("type")
     return found
+
+
+def _drop_repeated_types(graph: onnx.GraphProto) -> None:
+    """Initializers carry their own type and shape; onnx_ir repeats them as value_info, which only costs bytes."""
+    held = {tensor.name for tensor in graph.initializer}
+    kept = [info for info in graph.value_info if info.name not in held]
+    if len(kept) < len(graph.value_info):
+        del graph.value_info[:]
+        graph.value_info.extend(kept)
+    for node in graph.node:
+        for attribute in node.attribute:
+            for nested in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                _drop_repeated_types(nested)
 
 
 def _put_map_types(graph: onnx.GraphProto, types: Mapping[str, bytes]) -> None:

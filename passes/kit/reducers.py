@@ -73,7 +73,7 @@ class MinMax(Reducer):
 
 @dataclass
 class Histogram(Reducer):
-    """Counts over a fixed grid of ``bins`` equal cells from ``low`` to ``high``; values outside land in the end cells."""
+    """Counts over a grid of ``bins`` equal cells from ``low`` to ``high``; what is outside lands in an end cell."""
 
     low: float
     high: float

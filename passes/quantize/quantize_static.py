@@ -164,6 +164,8 @@ class _Run:
                     grids[name] = activation_grid(seen.low, seen.high, self._settings.activation)
             if not bad:
                 return plan, grids
+            if banned.issuperset(bad):
+                raise RuntimeError(f"placement keeps values that cannot be integer: {', '.join(sorted(bad))}")
             banned.update(bad)
 
     def _write(self, fork: Model, plan: Plan, grids: Mapping[str, Grid], edit: Edit, per_channel: bool) -> None:

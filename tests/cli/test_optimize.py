@@ -48,9 +48,9 @@ def test_every_flag_arrives(lathe: Lathe, asked: list[Settings], tmp_path: Path)
     flags = (
         "--data d.npz --calibrate c --select s --confirm f --metric top1 --evaluator e:f --budget top1.drop<=1% "
         "--budget size<=4MB --goal size -O3 --recipe tidy --pass a:B --provider cuda --target t --runtime "
-        "onnxruntime==1.18 -o out --overwrite --seed 3 --cache-dir cache --batch 8 --threads 2 --strict --golden none "
-        "--allow-random-data --time-limit 60 --example x:y --dynamic x:0=batch --shape x:1,3 --opset 17 --fix-training "
-        "--refuse-training --trust-code -v"
+        "onnxruntime==1.18 -o out --overwrite --seed 3 --cache-dir cache --batch 8 --threads 2 --seconds 0.5 --strict "
+        "--golden none --allow-random-data --time-limit 60 --example x:y --dynamic x:0=batch --shape x:1,3 --opset 17 "
+        "--fix-training --refuse-training --trust-code -v"
     )
     result = lathe("optimize", "pkg.mod:factory", *flags.split())
     assert result.exit_code == 0, result.stderr
@@ -59,26 +59,27 @@ def test_every_flag_arrives(lathe: Lathe, asked: list[Settings], tmp_path: Path)
         Settings(
             source,
             DataRequest("d.npz", "c", "s", "f"),
-            "top1",
-            "e:f",
-            ("top1.drop<=1%", "size<=4MB"),
-            "size",
-            3,
-            "tidy",
-            ("a:B",),
-            "cuda",
-            "t",
-            "onnxruntime==1.18",
-            Path("out"),
-            True,
-            3,
-            Path("cache"),
-            8,
-            2,
-            True,
-            "none",
-            True,
-            60.0,
+            metric="top1",
+            evaluator="e:f",
+            budget=("top1.drop<=1%", "size<=4MB"),
+            goal="size",
+            level=3,
+            recipe="tidy",
+            passes=("a:B",),
+            provider="cuda",
+            target="t",
+            runtime="onnxruntime==1.18",
+            output=Path("out"),
+            overwrite=True,
+            seed=3,
+            cache_dir=Path("cache"),
+            batch=8,
+            threads=2,
+            seconds=0.5,
+            strict=True,
+            golden="none",
+            allow_random_data=True,
+            time_limit=60.0,
         )
     ]
 

@@ -82,6 +82,11 @@ def test_it_keeps_what_is_something_else(body: str) -> None:
     np.testing.assert_allclose(run(result.model, {"x": X})["y"], run(subject, {"x": X})["y"], rtol=1e-6)
 
 
+def test_another_offset_is_no_hard_sigmoid() -> None:
+    subject = built(GATE.replace("Add(x, three)", "Add(x, six)") + "y = Div(c, six)")
+    assert not fuse(subject).changes
+
+
 @pytest.mark.parametrize(
     ("body", "opset", "reason"),
     [

@@ -83,10 +83,11 @@ def test_it_keeps_matmuls_on_three_axes_and_leaves_biases_and_batchnorm_alone() 
     assert {"b1", "b2"} <= set(result.model.graph.initializers)
 
 
-def test_an_unknown_operator_is_skipped_with_the_reason() -> None:
+def test_an_unknown_operator_is_skipped_with_the_reason(capfd: pytest.CaptureFixture[str]) -> None:
     result = simplify(model(HEAD + "g (float[2] x) => (float[2] y) { a = Identity(x)\n y = Nonsense(a) }"))
     assert not result.changes
     assert "Nonsense" in result.skips[0].reason
+    assert capfd.readouterr().out == ""
 
 
 def test_map_types_are_skipped() -> None:

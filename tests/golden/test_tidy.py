@@ -217,7 +217,7 @@ def test_shapes_that_the_file_declares_are_not_believed() -> None:
     """The file says that r has the shape of x; at run time it is the other way around."""
     subject = model(
         HEAD
-        + """g (float[n, m] x, int64[2] shape) => (float[a, b] y) <float[n, m] r> {
+        + """g (float[2, 3] x, int64[2] shape) => (float[a, b] y) <float[2, 3] r> {
           r = Reshape(x, shape)
           y = Neg(r)
         }"""

@@ -82,7 +82,7 @@ def test_tensors_stand_on_pages_and_equal_ones_once(tmp_path: Path) -> None:
     assert (tmp_path / "m.onnx.data").stat().st_size == 4096 + 1600
     assert size == sum(p.stat().st_size for p in tmp_path.iterdir())
     proto = onnx.load(tmp_path / "m.onnx", load_external_data=False)
-    offsets = {t.name: int(dict((e.key, e.value) for e in t.external_data)["offset"]) for t in proto.graph.initializer}
+    offsets = {t.name: int({e.key: e.value for e in t.external_data}["offset"]) for t in proto.graph.initializer}
     assert sorted(offsets.values()) == [0, 0, 4096] and offsets["v"] == offsets["u"]
 
 
