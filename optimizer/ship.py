@@ -78,7 +78,7 @@ def ship(bench: Bench, choice: Choice, steps: Sequence[Step], warnings: Sequence
         golden_origin=bench.settings.golden,
         runs_at={"batch": bench.settings.batch, "threads": bench.settings.threads},
     )
-    public = replace(record, artifact=None)
+    public = replace(record, artifact=None, source=public_name(bench.settings.source.model))
     contents = artifact.Contents(model, tree, evidence_of(public, choice), markdown.report(public), pairs)
     place = artifact.write(output_folder(bench), contents, overwrite=bench.settings.overwrite)
     return replace(record, artifact=str(place))
@@ -146,6 +146,11 @@ def look_warnings(choice: Choice) -> tuple[str, ...]:
 def fault_warnings(choice: Choice) -> tuple[str, ...]:
     """Passes that were left out of what ships."""
     return choice.candidate.fault_lines() if choice.candidate else ()
+
+
+def public_name(model: str) -> str:
+    """MODEL as it may stand in an artifact: without the folders of the machine that it was made on."""
+    return model if ":" in model and "/" not in model else Path(model).name
 
 
 def golden_pairs(bench: Bench, model: Model) -> tuple[GoldenPair, ...]:

@@ -10,7 +10,7 @@ import math
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import onnx
@@ -89,7 +89,7 @@ def _inside(location: str, folder: Path, name: str) -> Path:
 
     if not location or "\0" in location:
         raise refused("which names no file")
-    if PurePosixPath(location).is_absolute() or PureWindowsPath(location).anchor:
+    if PureWindowsPath(location).anchor:  # drives, shares and, because "/" is an anchor there too, absolute paths
         raise refused("which is an absolute path", "External data must lie in the model's own folder")
     parts = location.replace("\\", "/").split("/")
     if ".." in parts:

@@ -227,7 +227,6 @@ def _normalize(proto: onnx.ModelProto) -> list[str]:
         notes += _one_import_each(function, f"function '{function.name}'")
     if len(proto.training_info):
         notes.append("the file holds training information, which an artifact for inference leaves out")
-        proto.ClearField("training_info")
     return notes
 
 

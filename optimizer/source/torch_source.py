@@ -261,6 +261,7 @@ def strip(model: Model) -> None:
         _clear(function)
         _strip_nodes(function)
         for nested in function.subgraphs():
+            _clear(nested)
             _strip_nodes(nested)
 
 

@@ -296,14 +296,8 @@ def _flat_forward(at: Subject, tree: inspect.BoundArguments, names: list[str]) -
     def forward(*tensors: Any) -> tuple[Any, ...]:
         args, kwargs = trees.fill(tree, tensors)
         results = trees.flatten_results(original(*args, **kwargs))
-        seen = {id(t) for t in tensors}
-        own = []
-        for value in results.tensors:
-            # A graph cannot hand one value out twice, nor an input unchanged.
-            own.append(value.clone() if id(value) in seen else value)
-            seen.add(id(value))
-        forward.last = trees.Results(results.names, own, results.skipped)  # type: ignore[attr-defined]
-        return tuple(own)
+        forward.last = results  # type: ignore[attr-defined]
+        return tuple(results.tensors)
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     forward.__signature__ = inspect.Signature([inspect.Parameter(n, kind) for n in names])  # type: ignore[attr-defined]

@@ -164,12 +164,7 @@ class UserFunction:
         """The result of ``function(run)``. Each call of ``run`` in the user's process is answered by ours here."""
         told = self._ask("evaluate")
         while "need" in told:
-            try:
-                outputs = dict(run(told["need"]))
-            except BaseException:
-                self.close()  # the user's function still waits for its outputs in there
-                raise
-            told = self._ask("answer", outputs=outputs)
+            told = self._ask("answer", outputs=dict(run(told["need"])))
         return told["done"]
 
     def _ask(self, op: str, **args: Any) -> Any:

@@ -33,9 +33,25 @@ def wait_for(cache: Path, answers: int, process: subprocess.Popen[bytes]) -> Non
         time.sleep(0.01)
 
 
-def workers_of(folder: Path) -> list[str]:
-    found = subprocess.run(["pgrep", "-f", "nursery.py"], capture_output=True, text=True, check=False)
-    return found.stdout.split()
+def nurseries() -> set[str]:
+    """Process ids of worker nurseries on this machine."""
+    found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True)
+    return {line.split()[0] for line in found.stdout.splitlines() if "nursery.py" in line}
+
+
+def parent_of(pid: str) -> int:
+    """Parent of a process, 0 when it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    except OSError:
+        return 0
+
+
+def wait_until_gone(pids: set[str]) -> None:
+    deadline = time.monotonic() + 20
+    while pids & nurseries():
+        assert time.monotonic() < deadline, "workers outlived the command that started them"
+        time.sleep(0.05)
 
 
 def test_killed_interrupted_and_taken_up_again(tmp_path: Path) -> None:
@@ -43,10 +59,14 @@ def test_killed_interrupted_and_taken_up_again(tmp_path: Path) -> None:
     data = models.images(tmp_path / "data.npz", model)
     cache, answers = tmp_path / "cache", 0
     for number, how in ((6, signal.SIGKILL), (14, signal.SIGINT)):
+        before = nurseries()
         process = start(model, data, tmp_path, cache)
         wait_for(cache, number, process)
+        mine = {p for p in nurseries() - before if parent_of(p) == process.pid}
+        assert mine, "workers were at work"
         os.kill(process.pid, how)
         code = process.wait(timeout=30)
+        wait_until_gone(mine)
         assert code == (-signal.SIGKILL if how is signal.SIGKILL else 130)
         assert not list(tmp_path.glob("*.lathe")) and not list(tmp_path.glob(".*partial"))
         assert len(list(cache.glob("answers/[0-9a-f]*"))) >= answers, "what was done is kept"

@@ -105,6 +105,11 @@ def cached_example():
     return rows(), ((torch.ones(3, 4), torch.zeros(3, 4)),)
 
 
+class Flat(nn.Module):
+    def forward(self, x):
+        return {"x": x.reshape(-1, 4) + 1}
+
+
 class Picky(nn.Module):
     def forward(self, x):
         if x.ndim != 2:
@@ -131,6 +136,10 @@ def state():
 
 def nothing():
     Linear()
+
+
+def needs(width, depth=2):
+    return Linear()
 
 
 def several():

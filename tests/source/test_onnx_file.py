@@ -123,11 +123,11 @@ def test_broken_models_are_told(tmp_path: Path, change: Callable[[onnx.ModelProt
 
 def test_a_sparse_bomb_stays_in_the_child(tmp_path: Path) -> None:
     proto = add_weights()
-    sparse = onnx.SparseTensorProto(dims=[2**40])
+    sparse = onnx.SparseTensorProto(dims=[3 * 10**8])
     sparse.values.CopyFrom(tensor("s", [1.0]))
     sparse.indices.CopyFrom(tensor("i", [5], np.int64))
     proto.graph.sparse_initializer.append(sparse)
-    refused(save(proto, tmp_path), "far more memory than its size explains|cannot be read as a model", "unsafe-model")
+    refused(save(proto, tmp_path), "far more memory than its size explains", "unsafe-model")
 
 
 def test_a_reader_that_crashes_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,18 +96,27 @@ def test_real_data_serves_as_example_rows_and_as_single_feeds(open_net: Open) ->
     found = open_net("Picky", {"x": rows[:, None]})
     assert dims(found)["x"] == ("batch", 4)
     mixed = open_net("linear", {"x": rows}, example="nets:rows")
-    assert mixed.parity is not None and "data batch=3" in mixed.parity.batches
+    assert mixed.parity is not None and {"batch=1", "data batch=3"} <= set(mixed.parity.batches)
+    entries = open_net("linear", {"x": rows[None]}, example="nets:rows")
+    assert entries.parity is not None and "data batch=3" in entries.parity.batches
 
 
 def test_what_stands_beside_the_factory_serves_when_data_does_not(open_net: Open) -> None:
     found = open_net("nets_with_example:Scale", {"x": np.ones((3, 4))})
+    assert found.exporter == DYNAMO  # whose tracing takes a size of 1, as in the example, for a constant
     assert any("the data did not serve as example inputs" in warning for warning in found.warnings)
     assert dims(found) == {"x": ("people", "steps", 4), "output": ("people", "steps", 4)}
 
 
-def test_outputs_by_position_may_repeat_an_input(open_net: Open) -> None:
-    found = open_net("linear", shapes=("x:2,4",))
+@pytest.mark.parametrize("opset", [18, 13])
+def test_outputs_by_position_may_repeat_an_input(open_net: Open, opset: int) -> None:
+    found = open_net("linear", shapes=("x:2,4",), opset=opset)
     assert [port.name for port in found.model.signature.outputs] == ["output", "output_1", "output_2"]
+
+
+def test_an_output_may_have_the_name_of_an_input_and_a_size_of_its_own(open_net: Open) -> None:
+    found = open_net("Flat", shapes=("x:2,3,4",), dynamic=("x:0=rows", "x:1=columns"), opset=13)
+    assert dims(found)["x"] == ("rows", "columns", 4) and dims(found)["x_out"][0] == "x_out_dim_0"
 
 
 def test_nested_inputs_become_named_ones(open_net: Open) -> None:
@@ -165,6 +174,7 @@ def test_half_outputs_are_compared_in_their_own_precision(open_net: Open) -> Non
         ("several", {}, "not-a-module", "returned a tuple.*Return the module alone"),
         ("NUMBER", {}, "not-a-module", "'nets:NUMBER' is an int"),
         ("rows", {}, "not-a-module", "returned a Tensor"),
+        ("needs", {}, "factory-failed", r"'nets:needs' needs arguments \(width\)"),
         ("linaer", {}, "name-not-found", "'nets' has no 'linaer'. Did you mean 'linear'?"),
         ("linear", {}, "no-example", r"nothing says what forward\(x\) takes.*--example"),
         ("linear", {"example": "nets:raises"}, "example-failed", "'nets:raises' raised KeyError"),
@@ -242,7 +252,8 @@ def test_strip_reaches_nested_graphs_and_functions() -> None:
     choose = onnx.helper.make_node("If", ["c"], ["y"], then_branch=body, else_branch=body)
     graph = onnx.helper.make_graph([choose], "g", [info("x", 1, [2]), info("c", 9, [])], [info("y", 1, [2])])
     proto = onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 18)])
-    function = onnx.helper.make_function("own", "F", ["x"], ["r"], [node], [onnx.helper.make_opsetid("", 18)])
+    inner = [node, onnx.helper.make_node("If", ["c"], ["s"], then_branch=body, else_branch=body)]
+    function = onnx.helper.make_function("own", "F", ["x", "c"], ["s"], inner, [onnx.helper.make_opsetid("", 18)])
     proto.functions.append(function)
     model = Model.from_proto(proto)
     assert b"/home/me" in model.to_bytes()

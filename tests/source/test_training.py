@@ -77,6 +77,10 @@ def test_nested_graphs_and_functions_are_searched() -> None:
     function = onnx.helper.make_function("own", "F", ["x"], ["y"], dropout(True), [onnx.helper.make_opsetid("", 18)])
     called = model([node("F", ["x"], ["y"], domain="own")], opset=[("", 18), ("own", 1)], functions=[function], **IMAGE)
     assert signs(called) == [("Dropout", True)]
+    function.node[1].CopyFrom(branch)
+    function.input.append("c")
+    called.functions[0].CopyFrom(function)
+    assert signs(called) == [("Dropout", True)] * 2
 
 
 def test_fixing_gives_the_inference_form(tmp_path: Path) -> None:
