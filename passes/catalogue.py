@@ -20,13 +20,15 @@ _BUILT_IN: dict[str, str] = {
     "fuse-activation": "passes.fuse.fuse_activation:FuseActivation",
     "fuse-gelu": "passes.fuse.fuse_gelu:FuseGelu",
     "fuse-layernorm": "passes.fuse.fuse_layernorm:FuseLayernorm",
+    "plain-residual": "passes.fuse.plain_residual:PlainResidual",
     "pool-reduce-mean": "passes.fuse.pool_reduce_mean:PoolReduceMean",
     "quantize-dynamic": "passes.quantize.quantize_dynamic:QuantizeDynamic",
     "quantize-static": "passes.quantize.quantize_static:QuantizeStatic",
 }
 
 LOSSLESS = Recipe.parse(
-    "tidy, fold-constants, simplify, fold-batchnorm, fuse-activation, fuse-gelu, fuse-layernorm, pool-reduce-mean, tidy"
+    "tidy, fold-constants, simplify, fold-batchnorm, fuse-activation, fuse-gelu, fuse-layernorm, plain-residual, "
+    "pool-reduce-mean, tidy"
 )
 """What ``-O1`` runs and every higher level starts with: clean first, quantize after."""
 

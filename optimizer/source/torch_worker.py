@@ -402,7 +402,7 @@ def export(path: str, exporter: str, opset: int, dims: Mapping[str, Mapping[int,
     import torch
 
     at = _subject()
-    # The dynamo exporter takes a size of 1 for a constant, so every named dimension is at least 2 in the example.
+    # At a size of 1 a tracer cannot tell broadcasting from agreement, and some versions take it for a constant.
     sizes = {d: 2 for d, size in shapes.sizes_of(at.names, at.tensors, dims).items() if size < 2}
     tensors = shapes.resized(at.names, at.tensors, dims, sizes)
     write = _export_dynamo if exporter == "dynamo" else _export_older

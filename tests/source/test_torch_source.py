@@ -103,7 +103,7 @@ def test_real_data_serves_as_example_rows_and_as_single_feeds(open_net: Open) ->
 
 def test_what_stands_beside_the_factory_serves_when_data_does_not(open_net: Open) -> None:
     found = open_net("nets_with_example:Scale", {"x": np.ones((3, 4))})
-    assert found.exporter == DYNAMO  # whose tracing takes a size of 1, as in the example, for a constant
+    assert found.exporter == DYNAMO
     assert any("the data did not serve as example inputs" in warning for warning in found.warnings)
     assert dims(found) == {"x": ("people", "steps", 4), "output": ("people", "steps", 4)}
 
