@@ -97,8 +97,11 @@ def compile_settings(settings: Settings, watch: Watcher | None = None) -> Record
 
 # -- trying recipes ----------------------------------------------------------------------------------------------------
 def first_rungs(bench: Bench) -> list[Rung]:
-    """What is tried whatever comes out: the lossless rung, and the user's own recipe where there is one."""
-    if bench.settings.level == 0 and bench.settings.recipe is None:
+    """What is tried whatever comes out: the lossless rung, and the user's own recipe where there is one.
+
+    A model that is newer than the target's runtime passes through untouched: there is no silent down-conversion.
+    """
+    if bench.source.beyond or (bench.settings.level == 0 and bench.settings.recipe is None):
         return []
     own = [Rung("your recipe", bench.recipe)] if bench.recipe is not None else []
     return [ladder.lossless(), *own]
@@ -107,10 +110,9 @@ def first_rungs(bench: Bench) -> list[Rung]:
 def search(climb: Climb) -> None:
     """Climb the ladder: bold rungs first, then other ranges, then rungs that leave sensitive layers in float."""
     bench = climb.bench
-    if bench.recipe is not None or bench.settings.level < 2 or bench.splits is None:
+    base = climb.tried[0].candidate if climb.tried else None
+    if base is None or bench.recipe is not None or bench.settings.level < 2 or bench.splits is None:
         return
-    base = climb.tried[0].candidate
-    assert base is not None
     layers = quantizable(base.model, bench.target) if bench.calibrated else ()
     dynamic = quantizable(base.model, bench.target, bench.target.dynamic_ops)
     if hidden := nested_layers(base.model):

@@ -10,6 +10,9 @@ from optimizer.measure.scales import QualityReading, SpeedReading
 from optimizer.measure.stats import DropEstimate, samples_needed
 from optimizer.records import Interval, Judgement, PassNote, Step, Verdict
 
+PAYS_POINT = 1.02
+"""Point estimate of the speed-up from which a recipe is worth confirming; there the whole interval must lie above 1."""
+
 SizePair = tuple[int, int]
 """Bytes of a candidate and of the source."""
 
@@ -30,7 +33,7 @@ def on_select(
         margin = budget.quality_margin(quality.baseline.value)
         if margin is not None and quality.drop.value > margin:
             return Verdict(Judgement.REJECTED, f"quality: {drop_text(quality.drop, margin)}")
-    if lossy and not pays(speed.speedup):
+    if lossy and speed.speedup.value < PAYS_POINT:
         return Verdict(Judgement.REJECTED, f"paid for nothing: {speed_text(speed.speedup)}")
     if not lossy and speed.speedup.high < 1.0:
         return Verdict(Judgement.REJECTED, why_slower(speed.speedup))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from optimizer.decide.judge import LOSSLESS_LABEL
+from optimizer.decide.judge import LOSSLESS_LABEL, PAYS_POINT
 from optimizer.records import Judgement, Step
 from passes.catalogue import LOSSLESS
 from passes.kit.recipe import Recipe
@@ -64,7 +64,7 @@ def refined(facts: Facts, steps: Sequence[Step]) -> list[Rung]:
 def wants_gentler(facts: Facts, steps: Sequence[Step], margin: float | None) -> bool:
     """Whether leaving layers in float can help: static int8 pays in time, but no static rung keeps the quality with
     room to spare. One that only just keeps it on the select samples may well fail on those that confirm."""
-    static = [s for s in steps if s.label.startswith(STATIC) and s.speedup is not None and s.speedup.low > 1.0]
+    static = [s for s in steps if s.label.startswith(STATIC) and is_faster(s)]
     if len(facts.layers) < 2 or margin is None or not static:
         return False
     return all(s.drop is not None and s.drop.value > margin * COMFORTABLE for s in static)
@@ -90,7 +90,12 @@ def only(layer: str) -> Recipe:
 
 def costs_too_much(step: Step) -> bool:
     """Whether a step was turned down for its quality although it is faster."""
-    return step.verdict.judgement is Judgement.REJECTED and step.speedup is not None and step.speedup.low > 1.0
+    return step.verdict.judgement is Judgement.REJECTED and is_faster(step)
+
+
+def is_faster(step: Step) -> bool:
+    """Whether a step was measured to be faster than the source, by its point estimate."""
+    return step.speedup is not None and step.speedup.value >= PAYS_POINT
 
 
 def _static(label: str, *options: tuple[str, object]) -> Rung:

@@ -54,12 +54,12 @@ DEFAULT_SECONDS = 3.0
 
 def quick(seconds: float = DEFAULT_SECONDS) -> Effort:
     """Enough to choose between recipes: a third of the seconds that a thorough look takes."""
-    return Effort(restarts=2, seconds=seconds / 3)
+    return Effort(restarts=3, seconds=seconds / 3)
 
 
 def thorough(seconds: float = DEFAULT_SECONDS) -> Effort:
     """Enough to make a claim."""
-    return Effort(restarts=4, seconds=seconds)
+    return Effort(restarts=5, seconds=seconds)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +105,8 @@ def begin_timing(path: str, feeds: Feeds, provider: str, threads: int, warm_up_m
     load_ms = (time.perf_counter() - start) * 1e3
     bound = _bind(session, feeds, provider)
     start = time.perf_counter()
-    bound()
+    with _in_plain_words():
+        bound()
     first_ms = (time.perf_counter() - start) * 1e3
     spent, runs, pace = 0.0, 0, first_ms
     while runs < WARM_UP_RUNS or (spent < warm_up_ms and runs < 2000):
@@ -187,8 +190,15 @@ class _Isolated:
 
 def _run(session: Any, feeds: Feeds, names: list[str] | None = None) -> list[Any]:
     wanted = {i.name for i in session.get_inputs()}
-    try:
+    with _in_plain_words():
         return list(session.run(names, {k: v for k, v in feeds.items() if k in wanted}))
+
+
+@contextmanager
+def _in_plain_words() -> Iterator[None]:
+    """Turn whatever onnxruntime raises while it runs a model into a Fault."""
+    try:
+        yield
     except Exception as error:
         text = f"onnxruntime failed while running the model: {plain_words(error)}"
         raise bad_input(text, code="runtime-failed") from error

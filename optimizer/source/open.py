@@ -22,6 +22,9 @@ from passes.kit.target import Target
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 SAMPLE = "sample:"
+SHOWN = 100
+"""Characters of a MODEL text that an error repeats."""
+
 EXAMPLE_ROWS = 4
 """Rows of a sample's data that serve as example inputs."""
 
@@ -136,10 +139,11 @@ def _meaningless(path: Path, text: str) -> Fault:
     wishes = [*files, *(f"{SAMPLE}{name}" for name in SAMPLES), *SAMPLES]
     close = difflib.get_close_matches(text, wishes, n=1, cutoff=0.5)
     forms = "MODEL is file.onnx, package.module:factory, path/to/file.py:factory or sample:NAME"
+    shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
     if close:
         found = f"{SAMPLE}{close[0]}" if close[0] in SAMPLES else close[0]
-        return usage("there is no such model", where=text, hint=f"Did you mean '{found}'? {forms}")
-    return usage("there is no such model", where=text, hint=forms)
+        return usage("there is no such model", where=shown, hint=f"Did you mean '{found}'? {forms}")
+    return usage("there is no such model", where=shown, hint=forms)
 
 
 def _open_sample(

@@ -87,7 +87,7 @@ class Model:
         if not proto.HasField("graph"):
             raise ValueError("the file holds no graph")
         map_types = _take_map_types(proto.graph)
-        _densify(proto.graph)
+        _settle(proto.graph)
         for function in proto.functions:
             _densify_nodes(function.node)
         model = ir.from_proto(proto)
@@ -322,6 +322,21 @@ def _has_map(kind: onnx.TypeProto) -> bool:
             return False
 
 
+def _settle(graph: onnx.GraphProto) -> None:
+    """What onnx_ir would take literally, or not at all, is put in terms that it knows, nested graphs included."""
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        _open_negative_dims(info.type)
+    _densify(graph)
+
+
+def _open_negative_dims(kind: onnx.TypeProto) -> None:
+    """Some exporters (PaddlePaddle) write -1 for a size that is not known; onnxruntime reads it so as well."""
+    if kind.HasField("tensor_type"):
+        for dim in kind.tensor_type.shape.dim:
+            if dim.dim_value < 0:
+                dim.ClearField("dim_value")
+
+
 def _densify(graph: onnx.GraphProto) -> None:
     """Sparse initializers and constants become dense: onnx_ir drops the former without a word, raises on the latter."""
     for sparse in graph.sparse_initializer:
@@ -336,7 +351,7 @@ def _densify_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
             if attribute.type == onnx.AttributeProto.SPARSE_TENSOR and attribute.name == "sparse_value":
                 attribute.CopyFrom(onnx.helper.make_attribute("value", _dense(attribute.sparse_tensor, "")))
             elif attribute.type == onnx.AttributeProto.GRAPH:
-                _densify(attribute.g)
+                _settle(attribute.g)
 
 
 def _dense(sparse: onnx.SparseTensorProto, name: str) -> onnx.TensorProto:

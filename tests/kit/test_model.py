@@ -264,6 +264,16 @@ def test_the_signature_leaves_listed_initializers_out_and_keeps_symbols() -> Non
     assert subject.signature != SOURCES["cnn"]().signature
 
 
+def test_a_negative_size_is_a_size_that_is_not_known() -> None:
+    proto = model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[7, 3] x) => (float[7, 3] y) { y = Relu(x) }'
+    ).to_proto()
+    for info in (*proto.graph.input, *proto.graph.output):
+        info.type.tensor_type.shape.dim[0].dim_value = -1
+    signature = Model.from_proto(proto).signature
+    assert [p.dims for p in (*signature.inputs, *signature.outputs)] == [(None, 3), (None, 3)]
+
+
 def test_a_file_without_a_graph_is_refused() -> None:
     with pytest.raises(ValueError, match="no graph"):
         Model.from_proto(onnx.ModelProto())

@@ -68,6 +68,7 @@ def test_an_artifact_is_opened_by_its_folder(tmp_path: Path) -> None:
         ("adder", 2, "usage", "Did you mean 'adder.onnx'.*sample:NAME"),
         ("transfomer", 2, "usage", "Did you mean 'sample:transformer'"),
         ("qqqq", 2, "usage", "MODEL is file.onnx, package.module:factory"),
+        ("q" * 5000, 2, "usage", r"^q{100}\.\.\.: there is no such model"),
         ("code.py", 2, "usage", "Write code.py:factory"),
         ("a b:c", 2, "usage", "MODEL is file.onnx"),
         ("sample:residual", 2, "usage", "Did you mean 'sample:residual-cnn'"),

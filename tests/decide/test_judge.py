@@ -1,0 +1,152 @@
+"""Verdicts: what pays, what holds, what is undecided, and in which words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from optimizer.data.metrics import METRICS
+from optimizer.decide import judge, ladder
+from optimizer.decide.budget import Budget
+from optimizer.decide.ladder import Facts
+from optimizer.measure.scales import QualityReading, SpeedReading
+from optimizer.measure.stats import DropEstimate, exact_drop
+from optimizer.records import Interval, Judgement, Latency, PassNote, Quality, Step, Verdict
+
+SIZES = (1000, 2000)
+BUDGET = Budget.parse(["top1.drop<=0.01"], METRICS["top1"])
+
+
+def quality(drop: DropEstimate) -> QualityReading:
+    base = Quality("top1", 0.9, 0.88, 0.92, True, drop.n)
+    return QualityReading(base, base, drop)
+
+
+def speed(value: float, low: float, high: float) -> SpeedReading:
+    base, mine = (Latency(ms, ms, ms, "cpu", 100) for ms in (10.0, 10.0 / value))
+    return SpeedReading(base, mine, Interval(value, low, high), 500, 800, 1.0)
+
+
+FAST = speed(2.0, 1.9, 2.1)
+NONE_LOST, FEW_LOST, MANY_LOST = exact_drop(0, 0, 1000), exact_drop(4, 0, 500), exact_drop(60, 0, 1000)
+
+
+@pytest.mark.parametrize(
+    ("drop", "fast", "word"),
+    [
+        (NONE_LOST, FAST, Judgement.ACCEPTED),
+        (FEW_LOST, FAST, Judgement.ACCEPTED),
+        (MANY_LOST, FAST, Judgement.REJECTED),
+        (NONE_LOST, speed(1.01, 1.005, 1.02), Judgement.REJECTED),
+        (NONE_LOST, speed(0.6, 0.5, 0.7), Judgement.REJECTED),
+    ],
+)
+def test_during_the_search_point_estimates_decide(drop: DropEstimate, fast: SpeedReading, word: Judgement) -> None:
+    assert judge.on_select(True, quality(drop), fast, SIZES, BUDGET).judgement is word
+
+
+@pytest.mark.parametrize(
+    ("drop", "fast", "word"),
+    [
+        (NONE_LOST, FAST, Judgement.ACCEPTED),
+        (FEW_LOST, FAST, Judgement.UNDECIDED),
+        (MANY_LOST, FAST, Judgement.REJECTED),
+        (NONE_LOST, speed(1.1, 0.99, 1.2), Judgement.REJECTED),
+    ],
+)
+def test_at_confirm_bounds_decide(drop: DropEstimate, fast: SpeedReading, word: Judgement) -> None:
+    verdict = judge.at_confirm(quality(drop), fast, SIZES, BUDGET)
+    assert verdict.judgement is word
+    assert ("more samples" in verdict.need) == (word is Judgement.UNDECIDED)
+
+
+def test_a_drop_beyond_the_budget_is_rejected_even_when_it_might_be_chance() -> None:
+    drop = exact_drop(3, 0, 200)
+    assert drop.value > 0.01 > drop.lower_one_sided
+    assert judge.at_confirm(quality(drop), FAST, SIZES, BUDGET).judgement is Judgement.REJECTED
+
+
+def test_lossless_models_may_be_as_fast_but_not_slower() -> None:
+    assert judge.not_slower(Interval(1.0, 0.99, 1.01))
+    assert not judge.not_slower(Interval(0.99, 0.985, 0.995))
+    assert not judge.not_slower(Interval(1.0, 0.9, 1.1))
+    assert judge.on_select(False, None, speed(0.9, 0.88, 0.92), SIZES, BUDGET).judgement is Judgement.REJECTED
+
+
+@pytest.mark.parametrize(
+    ("text", "missed"),
+    [
+        ("latency<=0.6x", False),
+        ("latency<=0.4x", True),
+        ("latency<=6ms", False),
+        ("latency<=4ms", True),
+        ("size<=0.5x", False),
+        ("size<=900B", True),
+        ("memory<=600B", False),
+        ("memory<=0.5x", True),
+    ],
+)
+def test_limits_are_checked_in_their_own_unit(text: str, missed: bool) -> None:
+    limits = Budget.parse([text], None).limits()
+    assert bool(judge.unmet(limits, FAST, SIZES)) == missed
+    verdict = judge.at_confirm(None, FAST, SIZES, Budget.parse([text], None))
+    assert (verdict.judgement is Judgement.REJECTED) == missed
+
+
+@dataclass(frozen=True)
+class Entry:
+    step: Step
+
+
+def entry(label: str, value: float, size: int, word: Judgement = Judgement.ACCEPTED) -> Entry:
+    return Entry(Step("r", label, Verdict(word, ""), speedup=Interval(value, value, value), size_bytes=size))
+
+
+def test_the_goal_ranks_what_was_accepted() -> None:
+    tried = [entry("a", 2.0, 30), entry("b", 3.0, 40), entry("c", 1.5, 10), entry("d", 9.0, 1, Judgement.REJECTED)]
+    assert [t.step.label for t in judge.ranked(tried, "latency")] == ["b", "a", "c"]
+    assert [t.step.label for t in judge.ranked(tried, "size")] == ["c", "a", "b"]
+
+
+def test_a_recipe_that_did_nothing_says_why() -> None:
+    notes = [PassNote("quantize-static", "lossy", 0, 0.1, skips=("conv1: its weight is quantized already",))]
+    assert "changes nothing" in judge.nothing_new("source", notes)
+    assert "quantized already" in judge.nothing_new("lossless", notes)
+
+
+# -- the ladder ------------------------------------------------------------------------------------------------------
+LAYERS = tuple(f"layer{i}" for i in range(20))
+
+
+def step(label: str, word: Judgement, value: float, drop: float) -> Step:
+    return Step("r", label, Verdict(word, ""), speedup=Interval(value, value, value), drop=Interval(drop, drop, drop))
+
+
+def test_without_calibration_or_layers_there_is_no_static_rung() -> None:
+    assert [r.label for r in ladder.bold(Facts(2, True, LAYERS, LAYERS))] == ["int8 static", "int8 dynamic"]
+    assert [r.label for r in ladder.bold(Facts(2, False, LAYERS, LAYERS))] == ["int8 dynamic"]
+    assert ladder.bold(Facts(2, True, (), ())) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "value", "drop", "wanted"),
+    [
+        (Judgement.REJECTED, 2.0, 0.03, True),
+        (Judgement.ACCEPTED, 2.0, 0.008, True),
+        (Judgement.ACCEPTED, 2.0, 0.001, False),
+        (Judgement.REJECTED, 0.8, 0.03, False),
+    ],
+    ids=["lost too much", "only just held", "held with room", "slower anyway"],
+)
+def test_gentler_rungs_are_tried_where_they_can_help(word: Judgement, value: float, drop: float, wanted: bool) -> None:
+    facts = Facts(2, True, LAYERS, ())
+    assert ladder.wants_gentler(facts, [step("int8 static", word, value, drop)], 0.01) == wanted
+
+
+def test_gentler_rungs_leave_the_most_sensitive_layers_in_float_boldest_first() -> None:
+    rungs = ladder.gentler(Facts(2, True, LAYERS, ()), {name: float(i) for i, name in enumerate(LAYERS)})
+    kept = [dict(r.recipe.steps[-1].options)["exclude"] for r in rungs]
+    assert [len(k) for k in kept] == sorted({len(k) for k in kept})
+    assert kept[0] == ("layer19",) and set(kept[0]) < set(kept[-1])
+    assert all(len(k) < len(LAYERS) for k in kept)
