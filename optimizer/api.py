@@ -191,7 +191,7 @@ def _site_fault(name: str) -> Fault:
 def _open(base: Settings, text: str, store: Store, site: Site, watch: Watcher, stack: ExitStack) -> _Runner:
     watch.stage(f"opening {text}")
     settings = base.but(source=replace(base.source, model=text))
-    scratch = stack.enter_context(scratch_folder())
+    scratch = stack.enter_context(scratch_folder(store))
     source = open_model(settings, hardware.loosest_target(), store, site, scratch)
     if base.data.data is None:
         samples, metric = synthetic_samples(source.model, base.seed), None
@@ -228,7 +228,7 @@ def inspect(
             opened = stack.enter_context(open_bench(settings, Silent()))
             notes = opened.builder.build(opened.source.model, catalogue.LOSSLESS).notes
             return inspect_model(opened.source.model, name=model, sizes=sizes, passes=notes)
-        store, scratch = Store(settings.cache_dir), stack.enter_context(scratch_folder())
+        store, scratch = Store(settings.cache_dir), stack.enter_context(scratch_folder(store))
         source = open_model(settings, hardware.loosest_target(), store, open_site(settings.provider, 1), scratch)
         return inspect_model(source.model, name=model, sizes=sizes)
 
@@ -255,7 +255,7 @@ def export(
         raise usage("the output exists", where=str(place), hint="Choose another name or add --overwrite.")
     store, site = Store(base.cache_dir), open_site(base.provider, base.threads)
     target = choose_target(base) if base.target else hardware.with_runtime(hardware.loosest_target(), base.runtime)
-    with scratch_folder() as scratch:
+    with scratch_folder(store) as scratch:
         opened = open_model(base, target, store, site, scratch)
         artifact.write_model_file(place, opened.model)
     return ExportReport(str(place), opened.exporter, opened.parity, opened.size_bytes, opened.warnings)

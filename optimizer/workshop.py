@@ -20,7 +20,7 @@ from optimizer.data.npz import unpack
 from optimizer.data.readers import read
 from optimizer.data.samples import Samples
 from optimizer.data.split import Splits, split
-from optimizer.data.synthetic import synthetic
+from optimizer.data.synthetic import like, synthetic
 from optimizer.decide.budget import Budget
 from optimizer.faults import Fault, bad_input, usage
 from optimizer.measure.scales import EVALUATOR, Evaluator, Scales, Weighed
@@ -108,11 +108,13 @@ def open_bench(settings: Settings, watch: Watcher) -> Iterator[Bench]:
         target, site = choose_target(settings), open_site(settings.provider, settings.threads)
         store = Store(settings.cache_dir)
         watch.stage("opening the model")
-        source = open_model(settings, target, store, site, stack.enter_context(scratch_folder()))
+        source = open_model(settings, target, store, site, stack.enter_context(scratch_folder(store)))
         watch.stage("reading the data")
         splits, notes = gather_data(settings, source, store, stack)
         bare = synthetic_samples(source.model, settings.seed)
         made_up = splits is None
+        if splits is not None:
+            bare = like(splits.select, SYNTHETIC_SAMPLES, settings.seed)
         if splits is None and settings.allow_random_data:
             splits = Splits(bare, bare, bare, ("random data stands in for real data: nothing about quality is proven",))
         judging = splits.select if splits else None
@@ -159,9 +161,12 @@ def timing_batch(settings: Settings) -> int:
 
 
 @contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """A folder for exports, which the source may stay mapped to until the compile ends."""
-    folder = tempfile.mkdtemp(prefix="lathe-")
+def scratch_folder(store: Store) -> Iterator[Path]:
+    """A folder for exports, which the source may stay mapped to until the compile ends.
+
+    It lies in the cache, where pruning finds what a killed run could not clean up.
+    """
+    folder = tempfile.mkdtemp(prefix="export-", dir=store.scratch)
     try:
         yield Path(folder)
     finally:
