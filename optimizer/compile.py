@@ -126,6 +126,14 @@ def search(climb: Climb) -> None:
         climb_all(climb, ladder.gentler(facts, ranked), until_accepted=True)
 
 
+def stakes(climb: Climb) -> judge.Stakes:
+    """What candidates are held to, with what the lossless rung was measured to give for nothing."""
+    free = next((t.step for t in climb.tried if t.candidate and not t.candidate.lossy and t.step.speedup), None)
+    gained = free.speedup.value if free is not None and free.speedup is not None else 1.0
+    settings = climb.bench.settings
+    return judge.Stakes(climb.bench.budget, settings.goal, max(1.0, gained), free.size_bytes if free else None)
+
+
 def margin(climb: Climb) -> float | None:
     """The drop that the budget allows on the select samples, in the metric's unit."""
     base = next((t.baseline for t in climb.tried if t.baseline is not None), None)
@@ -162,7 +170,7 @@ def try_rung(climb: Climb, rung: Rung) -> Tried:
     quality = climb.scales.quality(model, bench.splits.select) if bench.splits and bench.judged else None
     speed = climb.scales.speed(model, quick(bench.settings.seconds))
     sizes = (model.size_bytes, climb.scales.baseline.size_bytes)
-    verdict = judge.on_select(candidate.lossy, quality, speed, sizes, bench.budget)
+    verdict = judge.on_select(candidate.lossy, quality, speed, sizes, stakes(climb))
     step = step_of(rung, candidate, model, verdict, quality, speed)
     return Tried(rung, step, candidate, quality.baseline if quality else None)
 
@@ -232,7 +240,7 @@ def confirm(climb: Climb) -> ship.Choice:
         quality = scales.quality(model, bench.splits.confirm, alpha) if bench.splits and bench.judged else None
         speed = scales.speed(model, thorough(bench.settings.seconds))
         sizes = (model.size_bytes, scales.baseline.size_bytes)
-        verdict = judge.at_confirm(quality, speed, sizes, bench.budget)
+        verdict = judge.at_confirm(quality, speed, sizes, stakes(climb))
         undecided = verdict.judgement is Judgement.UNDECIDED
         if verdict.judgement is Judgement.ACCEPTED or (undecided and not bench.settings.strict):
             return ship.Choice(tried.candidate, tried.rung.label, quality, speed, verdict, looks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from optimizer.decide.budget import Budget, Limit
@@ -25,32 +26,61 @@ NOT_SLOWER = 0.98
 NOT_SLOWER_POINT = 0.995
 
 
+@dataclass(frozen=True)
+class Stakes:
+    """What a candidate is held to: the budget, the goal, and what the lossless model gives already, for nothing."""
+
+    budget: Budget
+    goal: str = "latency"
+    free_speedup: float = 1.0
+    free_bytes: int | None = None
+
+    @property
+    def for_speed(self) -> bool:
+        """Whether quality is spent to be faster; otherwise to be smaller, at no less speed."""
+        return self.goal in ("latency", "throughput")
+
+
 def on_select(
-    lossy: bool, quality: QualityReading | None, speed: SpeedReading, sizes: SizePair, budget: Budget
+    lossy: bool, quality: QualityReading | None, speed: SpeedReading, sizes: SizePair, stakes: Stakes
 ) -> Verdict:
-    """The word on a candidate during the search: point estimates of quality, then whether it pays in time."""
+    """The word on a candidate during the search: point estimates of quality, then whether it pays."""
     if lossy and quality is not None:
-        margin = budget.quality_margin(quality.baseline.value)
+        margin = stakes.budget.quality_margin(quality.baseline.value)
         if margin is not None and quality.drop.value > margin:
             return Verdict(Judgement.REJECTED, f"quality: {drop_text(quality.drop, margin)}")
-    if lossy and speed.speedup.value < PAYS_POINT:
-        return Verdict(Judgement.REJECTED, f"paid for nothing: {speed_text(speed.speedup)}")
+    if lossy and (reason := paid_for_nothing(speed.speedup, sizes, stakes)):
+        return Verdict(Judgement.REJECTED, reason)
     if not lossy and speed.speedup.high < 1.0:
         return Verdict(Judgement.REJECTED, why_slower(speed.speedup))
-    missed = unmet(budget.limits(), speed, sizes)
+    missed = unmet(stakes.budget.limits(), speed, sizes)
     if missed:
         return Verdict(Judgement.REJECTED, f"limit: {missed[0]}")
     return Verdict(Judgement.ACCEPTED, speed_text(speed.speedup))
 
 
-def at_confirm(quality: QualityReading | None, speed: SpeedReading, sizes: SizePair, budget: Budget) -> Verdict:
+def paid_for_nothing(speedup: Interval, sizes: SizePair, stakes: Stakes) -> str:
+    """Why spending quality buys nothing that the lossless model does not give; empty when it does buy something."""
+    if stakes.for_speed and speedup.value < PAYS_POINT:
+        return f"paid for nothing: {speed_text(speedup)}"
+    if stakes.for_speed and speedup.value < PAYS_POINT * stakes.free_speedup:
+        return f"paid for nothing: {speed_text(speedup)}, where the lossless model gives {stakes.free_speedup:.2f}x"
+    if not stakes.for_speed and speedup.value < NOT_SLOWER_POINT:
+        return f"slower: {speed_text(speedup)}"
+    free = stakes.free_bytes or sizes[1]
+    if not stakes.for_speed and sizes[0] * PAYS_POINT > free:
+        return f"paid for nothing: {sizes[0]:,} bytes, where the lossless model has {free:,}"
+    return ""
+
+
+def at_confirm(quality: QualityReading | None, speed: SpeedReading, sizes: SizePair, stakes: Stakes) -> Verdict:
     """The last word: proven by the one-sided bounds of the drop, undecided, or rejected."""
-    missed = unmet(budget.limits(), speed, sizes)
+    missed = unmet(stakes.budget.limits(), speed, sizes)
     if missed:
         return Verdict(Judgement.REJECTED, f"limit: {missed[0]}")
-    if not pays(speed.speedup):
+    if not (pays(speed.speedup) if stakes.for_speed else not_slower(speed.speedup)):
         return Verdict(Judgement.REJECTED, f"paid for nothing: {speed_text(speed.speedup)}")
-    margin = budget.quality_margin(quality.baseline.value) if quality is not None else None
+    margin = stakes.budget.quality_margin(quality.baseline.value) if quality is not None else None
     if quality is None or margin is None:
         return Verdict(Judgement.ACCEPTED, speed_text(speed.speedup))
     said = drop_text(quality.drop, margin)
@@ -126,5 +156,7 @@ def drop_text(drop: DropEstimate, margin: float) -> str:
 
 def need_text(drop: DropEstimate, margin: float) -> str:
     """What would decide an undecided drop."""
+    if drop.n == 1:
+        return "a metric with one value per sample (--metric): one number has no error bar"
     more = samples_needed(drop, margin)
     return f"{more:,} more samples" if more else "more samples than can be estimated"

@@ -9,13 +9,14 @@ import pytest
 from optimizer.data.metrics import METRICS
 from optimizer.decide import judge, ladder
 from optimizer.decide.budget import Budget
+from optimizer.decide.judge import Stakes
 from optimizer.decide.ladder import Facts
 from optimizer.measure.scales import QualityReading, SpeedReading
 from optimizer.measure.stats import DropEstimate, exact_drop
 from optimizer.records import Interval, Judgement, Latency, PassNote, Quality, Step, Verdict
 
 SIZES = (1000, 2000)
-BUDGET = Budget.parse(["top1.drop<=0.01"], METRICS["top1"])
+STAKES = Stakes(Budget.parse(["top1.drop<=0.01"], METRICS["top1"]))
 
 
 def quality(drop: DropEstimate) -> QualityReading:
@@ -43,7 +44,7 @@ NONE_LOST, FEW_LOST, MANY_LOST = exact_drop(0, 0, 1000), exact_drop(4, 0, 500), 
     ],
 )
 def test_during_the_search_point_estimates_decide(drop: DropEstimate, fast: SpeedReading, word: Judgement) -> None:
-    assert judge.on_select(True, quality(drop), fast, SIZES, BUDGET).judgement is word
+    assert judge.on_select(True, quality(drop), fast, SIZES, STAKES).judgement is word
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_during_the_search_point_estimates_decide(drop: DropEstimate, fast: Spee
     ],
 )
 def test_at_confirm_bounds_decide(drop: DropEstimate, fast: SpeedReading, word: Judgement) -> None:
-    verdict = judge.at_confirm(quality(drop), fast, SIZES, BUDGET)
+    verdict = judge.at_confirm(quality(drop), fast, SIZES, STAKES)
     assert verdict.judgement is word
     assert ("more samples" in verdict.need) == (word is Judgement.UNDECIDED)
 
@@ -64,14 +65,14 @@ def test_at_confirm_bounds_decide(drop: DropEstimate, fast: SpeedReading, word: 
 def test_a_drop_beyond_the_budget_is_rejected_even_when_it_might_be_chance() -> None:
     drop = exact_drop(3, 0, 200)
     assert drop.value > 0.01 > drop.lower_one_sided
-    assert judge.at_confirm(quality(drop), FAST, SIZES, BUDGET).judgement is Judgement.REJECTED
+    assert judge.at_confirm(quality(drop), FAST, SIZES, STAKES).judgement is Judgement.REJECTED
 
 
 def test_lossless_models_may_be_as_fast_but_not_slower() -> None:
     assert judge.not_slower(Interval(1.0, 0.99, 1.01))
     assert not judge.not_slower(Interval(0.99, 0.985, 0.995))
     assert not judge.not_slower(Interval(1.0, 0.9, 1.1))
-    assert judge.on_select(False, None, speed(0.9, 0.88, 0.92), SIZES, BUDGET).judgement is Judgement.REJECTED
+    assert judge.on_select(False, None, speed(0.9, 0.88, 0.92), SIZES, STAKES).judgement is Judgement.REJECTED
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_lossless_models_may_be_as_fast_but_not_slower() -> None:
 def test_limits_are_checked_in_their_own_unit(text: str, missed: bool) -> None:
     limits = Budget.parse([text], None).limits()
     assert bool(judge.unmet(limits, FAST, SIZES)) == missed
-    verdict = judge.at_confirm(None, FAST, SIZES, Budget.parse([text], None))
+    verdict = judge.at_confirm(None, FAST, SIZES, Stakes(Budget.parse([text], None)))
     assert (verdict.judgement is Judgement.REJECTED) == missed
 
 
@@ -150,3 +151,19 @@ def test_gentler_rungs_leave_the_most_sensitive_layers_in_float_boldest_first() 
     assert [len(k) for k in kept] == sorted({len(k) for k in kept})
     assert kept[0] == ("layer19",) and set(kept[0]) < set(kept[-1])
     assert all(len(k) < len(LAYERS) for k in kept)
+
+
+def test_what_the_lossless_model_gives_for_nothing_is_not_bought_again() -> None:
+    free = Stakes(STAKES.budget, "latency", free_speedup=1.8)
+    bought = judge.on_select(True, quality(NONE_LOST), speed(1.81, 1.79, 1.83), SIZES, free)
+    assert bought.judgement is Judgement.REJECTED and "lossless model gives 1.80x" in bought.reason
+    assert judge.on_select(True, quality(NONE_LOST), FAST, SIZES, free).judgement is Judgement.ACCEPTED
+
+
+def test_for_size_a_smaller_model_pays_that_is_not_slower() -> None:
+    small = Stakes(STAKES.budget, "size", free_speedup=1.5, free_bytes=1900)
+    as_fast, slower = speed(1.0, 0.99, 1.01), speed(0.9, 0.89, 0.91)
+    assert judge.on_select(True, quality(NONE_LOST), as_fast, (900, 2000), small).judgement is Judgement.ACCEPTED
+    assert judge.on_select(True, quality(NONE_LOST), as_fast, (1890, 2000), small).judgement is Judgement.REJECTED
+    assert judge.on_select(True, quality(NONE_LOST), slower, (900, 2000), small).judgement is Judgement.REJECTED
+    assert judge.at_confirm(quality(NONE_LOST), as_fast, (900, 2000), small).judgement is Judgement.ACCEPTED
