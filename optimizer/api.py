@@ -40,12 +40,12 @@ from optimizer.store.store import LIMIT_BYTES, Entry, Store
 from optimizer.workshop import (
     choose_metric,
     choose_target,
+    made_up_samples,
     open_bench,
     open_model,
     open_site,
     read_samples,
     scratch_folder,
-    synthetic_samples,
 )
 from passes import catalogue
 from passes.kit.model import Model
@@ -71,10 +71,10 @@ EXTRAS = {"onnxruntime": "cpu", "torch": "torch"}
 
 
 def compile(
-    model: str,
-    data: str | None = None,
+    model: str | Path,
+    data: str | Path | None = None,
     metric: str | None = None,
-    budget: Sequence[str] = (),
+    budget: str | Sequence[str] = (),
     *,
     output: str | Path | None = None,
     watch: Watcher | None = None,
@@ -86,7 +86,7 @@ def compile(
         model: ``file.onnx``, ``package.module:factory`` or ``sample:NAME``.
         data: Real samples: a path, or ``module:reader``.
         metric: A built-in name or ``module:function``; by default the one that fits the data.
-        budget: Texts such as ``top1.drop<=0.005`` or ``latency<=0.5x``; all must hold.
+        budget: A text such as ``top1.drop<=0.005`` or ``latency<=0.5x``, or several, which must all hold.
         output: The artifact's folder, by default ``./NAME.lathe``.
         watch: Told about progress.
         more: Any other field of :class:`optimizer.plan.Settings` or :class:`optimizer.plan.SourceRequest`.
@@ -95,10 +95,10 @@ def compile(
     """
     source_fields = {k: more.pop(k) for k in list(more) if k in SourceRequest.__dataclass_fields__}
     settings = Settings(
-        SourceRequest(model, **source_fields),
-        more.pop("data_request", DataRequest(data)),
+        SourceRequest(str(model), **source_fields),
+        more.pop("data_request", DataRequest(None if data is None else str(data))),
         metric,
-        budget=tuple(budget),
+        budget=(budget,) if isinstance(budget, str) else tuple(budget),
         output=Path(output) if output is not None else None,
     )
     unknown = [k for k in more if k not in Settings.__dataclass_fields__]
@@ -141,6 +141,10 @@ def benchmark(
 
     Raises :class:`optimizer.Fault` when a model cannot be opened, or when no provider asked for is here.
     """
+    if not models:
+        raise usage("no model was named")
+    if metric and data is None:
+        raise usage(f"the metric '{metric}' needs data", hint="Name the data with --data")
     watch = watch or Silent()
     base = (settings or Settings(SourceRequest(models[0]))).but(data=DataRequest(data), metric=metric)
     store = Store(base.cache_dir)
@@ -194,7 +198,7 @@ def _open(base: Settings, text: str, store: Store, site: Site, watch: Watcher, s
     scratch = stack.enter_context(scratch_folder(store))
     source = open_model(settings, hardware.loosest_target(), store, site, scratch)
     if base.data.data is None:
-        samples, metric = synthetic_samples(source.model, base.seed), None
+        samples, metric = made_up_samples(source.model, base.seed, store, site), None
     else:
         samples = read_samples(base.data.data, settings, source, store, stack)
         metric = choose_metric(settings, source.model, samples, stack)
@@ -220,17 +224,25 @@ def inspect(
 ) -> Inspection:
     """What a model is, and what each lossless pass would do to it.
 
-    ``sizes`` gives open dimensions a size to count the work with. Raises :class:`optimizer.Fault`.
+    ``sizes`` gives open dimensions a size to count the work with. A model that does not run on made-up inputs is shown
+    with a warning in place of the passes. Raises :class:`optimizer.Fault`.
     """
     settings = (settings or Settings(SourceRequest(model))).but(level=1)
     with ExitStack() as stack:
+        warnings: tuple[str, ...] = ()
         if passes:
-            opened = stack.enter_context(open_bench(settings, Silent()))
-            notes = opened.builder.build(opened.source.model, catalogue.LOSSLESS).notes
-            return inspect_model(opened.source.model, name=model, sizes=sizes, passes=notes)
-        store, scratch = Store(settings.cache_dir), stack.enter_context(scratch_folder(store))
+            try:
+                opened = stack.enter_context(open_bench(settings, Silent()))
+                notes = opened.builder.build(opened.source.model, catalogue.LOSSLESS).notes
+                return inspect_model(opened.source.model, name=model, sizes=sizes, passes=notes)
+            except Fault as fault:
+                if fault.code != "runtime-failed":
+                    raise
+                warnings = (f"passes were not tried on made-up inputs: {fault.message}",)
+        store = Store(settings.cache_dir)
+        scratch = stack.enter_context(scratch_folder(store))
         source = open_model(settings, hardware.loosest_target(), store, open_site(settings.provider, 1), scratch)
-        return inspect_model(source.model, name=model, sizes=sizes)
+        return replace(inspect_model(source.model, name=model, sizes=sizes), warnings=warnings)
 
 
 @dataclass(frozen=True)
@@ -251,8 +263,11 @@ def export(
     request = SourceRequest(source) if isinstance(source, str) else source
     base = (settings or Settings(request)).but(source=request)
     place = Path(output)
+    if place.is_dir():
+        raise usage("this is a folder, not the name of a file", where=str(place), hint=f"Write {place}/model.onnx.")
     if place.exists() and not overwrite:
         raise usage("the output exists", where=str(place), hint="Choose another name or add --overwrite.")
+    artifact.check_parent(place)
     store, site = Store(base.cache_dir), open_site(base.provider, base.threads)
     target = choose_target(base) if base.target else hardware.with_runtime(hardware.loosest_target(), base.runtime)
     with scratch_folder(store) as scratch:

@@ -91,6 +91,9 @@ class Settings:
     time_limit: float | None = None
     dry_run: bool = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cache_dir", Path(self.cache_dir))  # a script may give text
+
     def but(self, **changes: Any) -> Settings:
         """The same settings with some changed."""
         return replace(self, **changes)

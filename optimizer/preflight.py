@@ -10,6 +10,7 @@ from typing import Any
 from optimizer.decide import ladder
 from optimizer.faults import broken
 from optimizer.measure.latency import quick, thorough
+from optimizer.package import artifact
 from optimizer.plan import Settings
 from optimizer.progress import Silent
 from optimizer.records import to_plain
@@ -81,6 +82,8 @@ def plan(settings: Settings) -> PlanReport:
 
     Raises a Fault for whatever would stop the compile itself at the start.
     """
+    if settings.output is not None:
+        artifact.check_output(settings.output, overwrite=settings.overwrite)
     with open_bench(settings, Silent()) as bench:
         rungs = planned(bench)
         run = one_run(bench)

@@ -122,6 +122,35 @@ class Step:
 
 
 @dataclass(frozen=True)
+class FrontierPoint:
+    """A recipe that nothing else measured beats in quality, speed and size together. ``recipe`` is empty for the
+    source; ``holds`` says whether it met the budget on the select samples."""
+
+    label: str
+    recipe: str
+    speedup: Interval
+    latency_ms: float
+    drop: Interval | None
+    size_bytes: int
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Why layers were left in float: what each one alone does to the outputs, and what its integers save.
+
+    ``layers`` maps a layer to the relative squared error ||y - r||^2 / ||r||^2 at the outputs when it alone is
+    quantized, ``saved_ms`` to the milliseconds of one run by which its integer kernel is faster than the float one
+    (the runtime's profile; a slower one is negative). ``method`` says how the errors were measured.
+    """
+
+    method: str
+    layers: Mapping[str, float]
+    saved_ms: Mapping[str, float] = field(default_factory=dict)
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class BenchmarkRow:
     """One model at one provider, batch and thread count. ``reason`` says why a row has no numbers.
 
@@ -164,6 +193,8 @@ class Record:
     environment: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     error: Mapping[str, str] | None = None
+    frontier: tuple[FrontierPoint, ...] = ()
+    sensitivity: Sensitivity | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The object that ``--json`` prints."""

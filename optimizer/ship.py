@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from optimizer.data.samples import Samples
-from optimizer.data.synthetic import synthetic
 from optimizer.decide.judge import unmet
 from optimizer.faults import Fault, limit_not_met
 from optimizer.measure.scales import QualityReading, SpeedReading
@@ -51,9 +50,17 @@ def output_folder(bench: Bench) -> Path:
     return named if named is not None else Path.cwd() / f"{bench.source.name}.lathe"
 
 
-def ship(bench: Bench, choice: Choice, steps: Sequence[Step], warnings: Sequence[str], seconds: float) -> Record:
+def ship(
+    bench: Bench,
+    choice: Choice,
+    steps: Sequence[Step],
+    warnings: Sequence[str],
+    seconds: float,
+    sensitivity: Sensitivity | None = None,
+) -> Record:
     """Write the artifact and return the record; without an artifact when a limit that the user set is not met."""
     record = record_of(bench, choice, steps, warnings, seconds)
+    record = replace(record, frontier=frontier(steps, record.baseline), sensitivity=sensitivity)
     missed = unmet(bench.budget.limits(), choice.speed, sizes_of(bench, choice))
     if missed:
         hint = f"The best that keeps the quality is '{choice.label}'; loosen the limit, or give up quality for it"
@@ -131,6 +138,8 @@ def confidence_of(bench: Bench, choice: Choice) -> Confidence:
     """How sure the quality claim is. A lossless model is proven by verification on real samples."""
     if bench.synthetic or not bench.judged or (choice.lossy and bench.budget.unlimited):
         return Confidence.UNPROVEN
+    if bench.splits is not None and bench.splits.confirm is bench.splits.select:
+        return Confidence.UNPROVEN  # too few samples to hold any back
     if choice.lossy and bench.metric is None:
         return Confidence.UNPROVEN  # the user's own evaluation gives one number and no interval
     return Confidence.UNDECIDED if choice.verdict.judgement is Judgement.UNDECIDED else Confidence.PROVEN
@@ -158,8 +167,7 @@ def golden_pairs(bench: Bench, model: Model) -> tuple[GoldenPair, ...]:
     kind = bench.settings.golden
     if kind == "none":
         return ()
-    bare = synthetic(model.signature.inputs, GOLDEN_PAIRS, bench.settings.seed)
-    samples: Samples = bench.splits.select if kind == "data" and bench.splits else bare
+    samples: Samples = bench.splits.select if kind == "data" and bench.splits else bench.bare
     feeds = [feed for feed, _ in samples.take(np.arange(min(GOLDEN_PAIRS, len(samples)))).feeds(1)]
     path = bench.store.put_model(model)
     with sessions.worker() as worker:

@@ -7,8 +7,9 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from optimizer.data.npz import unpack
 from optimizer.data.readers import read
 from optimizer.data.samples import Samples
 from optimizer.data.split import Splits, split
-from optimizer.data.synthetic import like, synthetic
+from optimizer.data.synthetic import guesses, like
 from optimizer.decide.budget import Budget
 from optimizer.faults import Fault, bad_input, usage
 from optimizer.measure.scales import EVALUATOR, Evaluator, Scales, Weighed
-from optimizer.plan import DataRequest, Settings
+from optimizer.plan import GOALS, GOLDEN, LEVELS, DataRequest, Settings
 from optimizer.progress import Watcher
 from optimizer.runtime import hardware, providers, sessions
 from optimizer.runtime.answers import World
@@ -46,6 +47,7 @@ Array = np.ndarray[Any, Any]
 SYNTHETIC_SAMPLES = 8
 PROBE_SAMPLES = 3
 EXAMPLE_ROWS = 4
+INPUTS_TOLD = 4
 EVALUATED = user_metric(EVALUATOR, lambda outputs, labels: 0.0)
 """What a budget's drop speaks of when the user's own evaluation judges; only its name and direction matter."""
 
@@ -65,6 +67,7 @@ class Bench:
     store: Store
     source: Source
     splits: Splits | None
+    bare: Samples
     synthetic: bool
     metric: Metric | None
     evaluator: Evaluator | None
@@ -100,6 +103,7 @@ def open_bench(settings: Settings, watch: Watcher) -> Iterator[Bench]:
 
     Raises a Fault when the model or the data cannot be used.
     """
+    check_settings(settings)
     warm_up()
     recipe = parse_recipe(settings.recipe) if settings.recipe is not None else None
     extra = plugins(settings)
@@ -111,10 +115,12 @@ def open_bench(settings: Settings, watch: Watcher) -> Iterator[Bench]:
         source = open_model(settings, target, store, site, stack.enter_context(scratch_folder(store)))
         watch.stage("reading the data")
         splits, notes = gather_data(settings, source, store, stack)
-        bare = synthetic_samples(source.model, settings.seed)
         made_up = splits is None
         if splits is not None:
             bare = like(splits.select, SYNTHETIC_SAMPLES, settings.seed)
+        else:
+            bare = made_up_samples(source.model, settings.seed, store, site)
+            notes = bare.warnings
         if splits is None and settings.allow_random_data:
             splits = Splits(bare, bare, bare, ("random data stands in for real data: nothing about quality is proven",))
         judging = splits.select if splits else None
@@ -131,6 +137,7 @@ def open_bench(settings: Settings, watch: Watcher) -> Iterator[Bench]:
             store=store,
             source=source,
             splits=splits,
+            bare=bare,
             synthetic=made_up,
             metric=metric,
             evaluator=user_evaluator(settings, site, stack),
@@ -138,8 +145,16 @@ def open_bench(settings: Settings, watch: Watcher) -> Iterator[Bench]:
             recipe=recipe,
             feed=next(iter((judging or bare).feeds(timing_batch(settings))))[0],
             builder=Builder(world, verifier, store, extra),
-            warnings=tuple(dict.fromkeys((*source.warnings, *notes, *(splits.warnings if splits else ())))),
+            warnings=tuple(dict.fromkeys((*source.warnings, *notes, *_of_splits(splits), *_of_metric(metric)))),
         )
+
+
+def _of_splits(splits: Splits | None) -> tuple[str, ...]:
+    return splits.warnings if splits else ()
+
+
+def _of_metric(metric: Metric | None) -> tuple[str, ...]:
+    return (metric.note,) if metric and metric.note else ()
 
 
 # -- the site ----------------------------------------------------------------------------------------------------------
@@ -152,7 +167,8 @@ def open_site(provider: str, threads: int) -> Site:
 def choose_target(settings: Settings) -> Target:
     """The named target, else the one that fits this machine, with the ceilings of ``--runtime``."""
     named = settings.target
-    return hardware.with_runtime(hardware.load_target(named) if named else hardware.detect_target(), settings.runtime)
+    fitting = hardware.load_target(named) if named else hardware.detect_target(providers.full_name(settings.provider))
+    return hardware.with_runtime(fitting, settings.runtime)
 
 
 def timing_batch(settings: Settings) -> int:
@@ -194,6 +210,16 @@ def example_rows(wanted: DataRequest, store: Store) -> dict[str, Array] | None:
     return {name: a[:EXAMPLE_ROWS] if a.ndim else a for name, a in arrays.items()}
 
 
+def check_settings(settings: Settings) -> None:
+    """Refuse what the command line has no word for, but a script may say. Raises a usage Fault."""
+    for name, known in (("goal", GOALS), ("golden", GOLDEN), ("level", LEVELS)):
+        if (given := getattr(settings, name)) not in known:
+            raise usage(f"{name} cannot be {given!r}", hint=f"Known: {', '.join(map(str, known))}")
+    for name, least in (("seed", 0), ("batch", 1), ("threads", 1)):
+        if (given := getattr(settings, name)) < least:
+            raise usage(f"{name} cannot be {given}", hint=f"The least is {least}")
+
+
 def parse_recipe(text: str) -> Recipe:
     """A recipe from text or from a TOML file. Raises a usage Fault."""
     import tomllib
@@ -205,8 +231,9 @@ def parse_recipe(text: str) -> Recipe:
         return Recipe.parse(text)
     except OSError as error:
         raise bad_input(f"cannot read the recipe: {error.strerror}", where=text) from error
-    except (RecipeError, tomllib.TOMLDecodeError) as error:
-        raise usage(f"cannot read the recipe: {error}", code="bad-recipe") from error
+    except ValueError as error:  # RecipeError, TOMLDecodeError and bytes that are no text
+        file = text if path.suffix == ".toml" else ""
+        raise usage(f"cannot read the recipe: {error}", where=file, code="bad-recipe") from error
 
 
 def check_recipe(recipe: Recipe | None, extra: dict[str, type[Pass]]) -> None:
@@ -223,9 +250,13 @@ def plugins(settings: Settings) -> dict[str, type[Pass]]:
     if settings.passes and folder not in sys.path:
         sys.path.append(folder)
     try:
-        return {cls.name: cls for cls in map(catalogue.load, settings.passes)}
+        with redirect_stdout(sys.stderr):
+            found = {cls.name: cls for cls in map(catalogue.load, settings.passes)}
     except RecipeError as error:
         raise usage(str(error), code="bad-pass") from error
+    if taken := next((name for name in found if name in catalogue.names()), None):
+        raise usage(f"the name '{taken}' of a pass of yours is taken already", code="bad-pass")
+    return found
 
 
 # -- data and metric ---------------------------------------------------------------------------------------------------
@@ -279,9 +310,35 @@ def read_samples(text: str, settings: Settings, source: Source, store: Store, st
     return read(Path(text), inputs, scratch=store.scratch, nan_ok=nan_ok)
 
 
-def synthetic_samples(model: Model, seed: int) -> Samples:
-    """Seeded made-up inputs, to check and to time a model without data."""
-    return synthetic(model.signature.inputs, SYNTHETIC_SAMPLES, seed)
+def made_up_samples(model: Model, seed: int, store: Store, site: Site) -> Samples:
+    """Seeded made-up inputs, to check and to time a model without data; a warning says so.
+
+    Open dimensions get the first of a few sizes that the model runs with (the smallest when there is none: running the
+    model will say what is wrong).
+    """
+    path = store.put_model(model)
+    tried = guesses(model.signature.inputs, SYNTHETIC_SAMPLES, seed)
+    first = next(tried)
+    made = first
+    if _open_dims(model):
+        made = next((m for m in chain([first], tried) if accepts(path, _first_feed(m), site)), first)
+    return dataclasses.replace(made, warnings=(*made.warnings, _made_up_note(_first_feed(made))))
+
+
+def _first_feed(samples: Samples) -> dict[str, Array]:
+    return next(iter(samples.feeds(1)))[0]
+
+
+def _open_dims(model: Model) -> bool:
+    return any(not isinstance(d, int) for port in model.signature.inputs for d in (port.dims or (None,)))
+
+
+def _made_up_note(feed: Mapping[str, Array]) -> str:
+    shapes = [f"{name} {list(array.shape)}" for name, array in feed.items()]
+    told = ", ".join(shapes[:INPUTS_TOLD]) + (f" and {len(shapes) - INPUTS_TOLD} more" if shapes[INPUTS_TOLD:] else "")
+    return (
+        f"without data, inputs are made up ({told}), and what is measured holds for these: give real ones with --data"
+    )
 
 
 def choose_metric(settings: Settings, model: Model, samples: Samples | None, stack: ExitStack) -> Metric | None:
@@ -305,7 +362,11 @@ def user_evaluator(settings: Settings, site: Site, stack: ExitStack) -> Evaluato
 
     def evaluate(path: Path) -> float:
         with sessions.worker() as worker:
-            told = function.evaluate(lambda feeds: sessions.run(worker, path, [dict(feeds)], site)[0])
+            try:
+                told = function.evaluate(lambda feeds: sessions.run(worker, path, [dict(feeds)], site)[0])
+            except Fault as fault:
+                fault.where = fault.where or str(settings.evaluator)
+                raise
         try:
             return float(told)
         except (TypeError, ValueError) as error:

@@ -6,7 +6,7 @@ import importlib
 import importlib.metadata
 from functools import cache
 
-from passes.kit.contract import Pass
+from passes.kit.contract import Exactness, Pass
 from passes.kit.options import OptionError, check, closest
 from passes.kit.recipe import Recipe, RecipeError
 
@@ -22,6 +22,10 @@ _BUILT_IN: dict[str, str] = {
     "fuse-layernorm": "passes.fuse.fuse_layernorm:FuseLayernorm",
     "plain-residual": "passes.fuse.plain_residual:PlainResidual",
     "pool-reduce-mean": "passes.fuse.pool_reduce_mean:PoolReduceMean",
+    "requantize-form": "passes.quantize.requantize_form:RequantizeForm",
+    "equalize": "passes.quantize.equalize:Equalize",
+    "smooth": "passes.quantize.smooth:Smooth",
+    "open-clip": "passes.quantize.open_clip:OpenClip",
     "quantize-dynamic": "passes.quantize.quantize_dynamic:QuantizeDynamic",
     "quantize-static": "passes.quantize.quantize_static:QuantizeStatic",
 }
@@ -54,8 +58,11 @@ def load(where: str) -> type[Pass]:
     module, _, attribute = where.partition(":")
     try:
         return _checked(getattr(importlib.import_module(module), attribute), where)
-    except (ImportError, AttributeError) as error:
-        raise RecipeError(f"cannot load the pass '{where}': {error}") from error
+    except RecipeError:
+        raise
+    except (Exception, SystemExit) as error:  # a stranger's module runs whatever it likes when it is imported
+        kind = "" if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: "
+        raise RecipeError(f"cannot load the pass '{where}': {kind}{error}") from error
 
 
 def build(recipe: Recipe, extra: dict[str, type[Pass]] | None = None) -> tuple[Pass, ...]:
@@ -78,4 +85,7 @@ def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
 def _checked(found: object, where: str) -> type[Pass]:
     if not (isinstance(found, type) and issubclass(found, Pass)):
         raise RecipeError(f"'{where}' is not a subclass of passes.kit.contract.Pass")
+    said = getattr(found, "name", None), getattr(found, "exactness", None)
+    if not isinstance(said[0], str) or not isinstance(said[1], Exactness):
+        raise RecipeError(f"the pass '{where}' lacks its name or its exactness")
     return found

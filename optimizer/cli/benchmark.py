@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from optimizer.cli.boundary import emit
-from optimizer.cli.common import OUTPUT, Provider, api, option, show, verb
+from optimizer.cli.common import OUTPUT, Provider, api, option, show, source_options, source_request, verb
 from optimizer.faults import Exit
 
 WHAT = "What to measure"
@@ -60,6 +61,7 @@ POSITIVE = click.IntRange(min=1)
     show_default=True,
     help="Seconds of timed runs for each model and setting.",
 )
+@source_options
 @option("-v", "--verbose", section=OUTPUT, is_flag=True, help="Say more.")
 @option("-q", "--quiet", section=OUTPUT, is_flag=True, help="Say nothing but warnings.")
 @option(
@@ -81,13 +83,16 @@ def command(
     verbose: bool,
     quiet: bool,
     log_file: Path | None,
+    **given: Any,
 ) -> None:
     """Time each MODEL in a process of its own, taking turns; speed-ups are against the first one.
 
     A MODEL is whatever `lathe optimize` takes, or the folder of an artifact.
     """
     from optimizer.cli.watching import watching
+    from optimizer.plan import Settings
 
+    settings = Settings(source_request(models[0], given))
     with watching(verbose=verbose, quiet=quiet, log_file=log_file) as watch:
         report = api().benchmark(
             list(models),
@@ -97,6 +102,7 @@ def command(
             data=data,
             metric=metric,
             seconds=seconds,
+            settings=settings,
             watch=watch,
         )
     if as_json:

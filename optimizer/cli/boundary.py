@@ -48,6 +48,9 @@ def guard(scene: Scene, action: Callable[[], None]) -> int:
         return done.exit_code
     except (KeyboardInterrupt, click.Abort) as error:
         return _told(scene, error, Fault("interrupted", "interrupted", Exit.INTERRUPTED))
+    except SystemExit as stop:  # a polite kill
+        _told(scene, stop, Fault("terminated", "terminated", Exit.INTERRUPTED))
+        return int(stop.code or 0)
     except BrokenPipeError:
         close_stdout()
         return int(Exit.DONE)

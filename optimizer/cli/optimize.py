@@ -102,7 +102,7 @@ POSITIVE = click.IntRange(min=1)
 @option(
     "--seed",
     section=SEARCH,
-    type=int,
+    type=click.IntRange(min=0),
     metavar="N",
     default=0,
     show_default=True,
@@ -208,6 +208,9 @@ def command(
 
     with watching(verbose=verbose, quiet=quiet, log_file=log_file) as watch:
         record: Record = api().compile_settings(settings, watch)
+        for text in record.warnings if quiet else ():
+            if text not in watch.warned:
+                watch.warn(text)
     _tell(record, as_json, quiet)
     ctx.exit(exit_code(record, strict=settings.strict))
 
@@ -244,6 +247,8 @@ def _tell(record: Record, as_json: bool, quiet: bool) -> None:
 
         emit(dump(record))
         return
+    if quiet and record.error:
+        click.echo(f"error: {record.error['message']}. {record.error['hint']}", err=True)
     if not quiet:
         from optimizer.report.console import closing
 

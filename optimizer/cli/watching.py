@@ -41,6 +41,7 @@ class Lines:
     def __init__(self, verbose: bool = False, quiet: bool = False, log: IO[str] | None = None) -> None:
         self._verbose, self._quiet, self._log = verbose, quiet, log
         self._last_progress = -math.inf
+        self.warned: set[str] = set()
 
     def stage(self, text: str) -> None:
         self._last_progress = -math.inf
@@ -62,6 +63,7 @@ class Lines:
             self.keep(text)
 
     def warn(self, text: str) -> None:
+        self.warned.add(text)
         self.keep(f"warning: {text}")
         self._print(f"warning: {text}")
 

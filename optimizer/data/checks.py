@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from optimizer.data.samples import CHUNK_BYTES, Array, Kind, Samples, Slicing
+from optimizer.data.samples import CHUNK_BYTES, Array, Kind, Samples, Slicing, let_go
 from optimizer.faults import Fault, bad_input
 from passes.kit.model import Port
 
@@ -270,6 +270,7 @@ def _chunks(array: Array) -> Iterator[tuple[int, Array]]:
     step = max(1, CHUNK_BYTES // max(1, array.nbytes // max(1, len(array))))
     for start in range(0, len(array), step):
         yield start, np.asarray(array[start : start + step])
+        let_go(array)
 
 
 def _only_text(array: Array) -> bool:

@@ -41,6 +41,8 @@ class Metric:
         whole: ``rows`` must be given all samples of a split in one call.
         output: The output that is scored; None picks the first that fits.
         label: The label array that is used; None picks the first.
+        function: A user's own function, which measures in place of ``measure``.
+        note: What people should know of the choice of this metric.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Metric:
     output: str | None = None
     label: str | None = None
     function: UserFunction | None = None
+    note: str = ""
 
     @property
     def base(self) -> str:
@@ -231,19 +234,28 @@ def _fitted(metric: Metric, outputs: tuple[Port, ...], labels: list[SeenLabel], 
 
 
 def _default(outputs: tuple[Port, ...], labels: list[SeenLabel]) -> Metric:
+    unused = ""
     for label in labels:
         names = ("perplexity", "top1", "auroc", "mse") if label.integer or label.text else ("mse",)
+        reasons = {}
         for name in names:
             try:
                 return _fitted(METRICS[name], outputs, [label], name, named=False)
-            except Unfit:
-                continue
+            except Unfit as unfit:
+                reasons[name] = str(unfit)
+        telling = "perplexity" if label.tokens else "top1"
+        unused = unused or reasons.get(telling, reasons["mse"])
+    return _against_source(outputs, f"labels are not used: {unused}" if unused else "")
+
+
+def _against_source(outputs: tuple[Port, ...], note: str) -> Metric:
+    """The metric that needs no labels: how far the model still says what the source says."""
     # Several float outputs (a score and a carried state, say) are no classifier: the worst of them all is compared.
     floats = [p for p in outputs if "FLOAT" in p.type or "DOUBLE" in p.type]
     flat = tuple(p for p in outputs if p.dims is None or len(p.dims) != 3) if len(floats) <= 1 else ()
     for name, candidates in (("agreement", flat), ("cosine", outputs)):
         try:
-            return _fitted(METRICS[name], candidates, [], name, named=False)
+            return dataclasses.replace(_fitted(METRICS[name], candidates, [], name, named=False), note=note)
         except Unfit:
             continue
     hint = "Give a metric of your own: --metric module:function"

@@ -35,7 +35,8 @@ def unpack(path: Path, scratch: Path) -> dict[str, Array]:
         hint = "Save arrays with numpy.savez"
         raise bad_input("the archive holds no arrays", where=where, hint=hint, code="empty-data")
     folder = scratch / _digest(path)
-    if not folder.is_dir():
+    if not _whole(path, folder):
+        shutil.rmtree(folder, ignore_errors=True)
         _fill(path, names, scratch, folder)
     return {name: load_npy(folder / f"{k}.npy", where) for k, name in enumerate(names)}
 
@@ -73,6 +74,14 @@ def _members(path: Path) -> list[str]:
     if len(set(names)) != len(names):
         raise bad_input("two arrays have the same name", where=str(path), hint="Save it again", code="doubled-array")
     return names
+
+
+def _whole(path: Path, folder: Path) -> bool:
+    """Whether everything is unpacked in ``folder``: pruning takes single files away."""
+    with zipfile.ZipFile(path) as archive:
+        sizes = [i.file_size for i in archive.infolist() if i.filename.endswith(".npy")]
+    files = [folder / f"{k}.npy" for k in range(len(sizes))]
+    return all(f.is_file() and f.stat().st_size == size for f, size in zip(files, sizes, strict=True))
 
 
 def _digest(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import hashlib
+import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -175,8 +176,21 @@ def _length(value: Any) -> int | None:
 def _rows(array: Array, chosen: Array) -> Array:
     """Rows of a (memory-mapped) array as a plain array in memory; neighbouring rows are read in one piece."""
     if len(chosen) and chosen[-1] - chosen[0] == len(chosen) - 1 and (np.diff(chosen) == 1).all():
-        return np.array(array[chosen[0] : chosen[-1] + 1], subok=False)
-    return np.asarray(array[chosen])
+        found = np.array(array[chosen[0] : chosen[-1] + 1], subok=False)
+    else:
+        found = np.asarray(array[chosen])
+    let_go(array)
+    return found
+
+
+def let_go(array: Array) -> None:
+    """Give the memory of a file-mapped array back to the system: what was read of it must not add up.
+
+    The pages stay in the system's cache, but no longer count as this process's own.
+    """
+    mapped = getattr(array, "_mmap", None)
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _constant_shape(port: Port, fed: int) -> tuple[int, ...]:

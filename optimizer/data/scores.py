@@ -122,7 +122,7 @@ def auroc_rows(output: Array, target: Array) -> Array:
     scores = output.astype(np.float64)
     if scores.shape[1] == 2:
         return np.stack([scores[:, 1] - scores[:, 0], wanted], axis=1)
-    given = (scores.min(axis=1) >= 0) & (np.abs(scores.sum(axis=1) - 1) < 1e-3)
+    given = sums_to_one(scores)
     return np.concatenate([np.where(given[:, None], scores, softmax(scores)), wanted[:, None]], axis=1)
 
 
@@ -175,7 +175,10 @@ def sqnr_rows(output: Array, reference: Array) -> Array:
 
 
 def perplexity_rows(output: Array, target: Array) -> Array:
-    """(sum of negative log likelihoods in nats, tokens) [N, 2] from logits [N, S, C] and shifted labels [N, S]."""
+    """(sum of negative log likelihoods in nats, tokens) [N, 2] from logits [N, S, C] and shifted labels [N, S].
+
+    A model that ends in a Softmax gives probabilities: their logarithms are the logits, down to the smallest number.
+    """
     if output.ndim != 3 or target.shape != output.shape[:2]:
         raise Unfit(f"it needs logits [N, S, C] and labels [N, S], got {list(output.shape)} and {list(target.shape)}")
     rows = np.zeros((len(output), 2))
@@ -183,6 +186,8 @@ def perplexity_rows(output: Array, target: Array) -> Array:
         scored = wanted != IGNORED
         chosen = classes(wanted[scored], output.shape[2])
         wide = logits[scored].astype(np.float64)  # one sample at a time: a vocabulary's logits are large
+        given = sums_to_one(wide)
+        wide[given] = np.log(np.maximum(wide[given], np.finfo(output.dtype).tiny))
         highest = wide.max(axis=1, keepdims=True, initial=-np.inf)
         normaliser = np.log(np.exp(wide - highest).sum(axis=1)) + highest[:, 0]
         row[:] = (normaliser - wide[np.arange(len(chosen)), chosen]).sum(), len(chosen)
@@ -192,6 +197,11 @@ def perplexity_rows(output: Array, target: Array) -> Array:
 def _with_count(sums: Array, count: int) -> Array:
     counts: Array = np.full(len(sums), float(count))
     return np.stack([sums, counts], axis=1)
+
+
+def sums_to_one(scores: Array) -> Array:
+    """Which rows [N] of float64 [N, C] are probabilities already."""
+    return np.asarray((scores.min(axis=1, initial=0.0) >= 0) & (np.abs(scores.sum(axis=1) - 1) < 1e-3))
 
 
 def softmax(scores: Array) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,15 @@ from optimizer.data.samples import Array, Samples
 from optimizer.faults import bad_input
 from passes.kit.model import Port
 
-DYNAMIC_SIZE = 16
-"""Size that a dynamic dimension gets (a sequence, an image side) unless the caller says otherwise."""
+DYNAMIC_SIZES = (16, 64, 224, 256, 512)
+"""Sizes that a dynamic dimension may get (a sequence, an image side): the first unless the caller says otherwise.
 
-UNKNOWN_RANK = (1, DYNAMIC_SIZE)
+Models that halve an image five times want multiples of 32, those that take pieces of sound want hundreds of values.
+"""
+
+LOOKED_AT = 64
+"""How many real samples are looked at for sizes and ranges."""
+
 WORDS = ("alpha", "beta", "gamma", "delta")
 _BATCH_NAMES = {"n", "batch", "batch_size", "batchsize", "b", "bs"}
 
@@ -29,13 +34,15 @@ def synthetic(
     *,
     bounds: Mapping[str, tuple[float, float]] | None = None,
     dims: Mapping[str, int] | None = None,
+    size: int = DYNAMIC_SIZES[0],
 ) -> Samples:
     """``count`` seeded samples for ``inputs``.
 
     Floats are normal (mean 0, deviation 1), integers 0 or 1 (every index and flag survives that; inputs whose name
     says ``mask`` get ones), booleans coin flips, text a few words. ``bounds`` gives ``{input: (low, high)}``: then
     floats are uniform in [low, high) and integers in low..high-1 (a vocabulary's size, say). ``dims`` gives sizes for
-    dynamic dimensions by name (``sequence``) or place (``input_ids:1``); otherwise a batch dimension is 1, others 16.
+    dynamic dimensions by name (``sequence``) or place (``input_ids:1``); otherwise a batch dimension is 1, others
+    ``size``.
 
     When axis 0 of every input is a batch axis the samples can be put together into any batch; otherwise each sample is
     one whole feed. Each input draws from its own stream, so adding an input does not change the others.
@@ -48,7 +55,7 @@ def synthetic(
     arrays: dict[str, Array] = {}
     for port in inputs:
         rng = np.random.default_rng([seed, zlib.crc32(port.name.encode())])
-        shape = _shape(port, dims, batches)
+        shape = _shape(port, dims, batches, size)
         if port.dims == ():
             arrays[port.name] = _draw(port, rng, (), bounds)
         elif merged:
@@ -62,9 +69,62 @@ def synthetic(
     return made.take(np.zeros(count, np.int64))
 
 
-def _shape(port: Port, dims: Mapping[str, int], batches: set[str]) -> tuple[int, ...]:
+def guesses(inputs: tuple[Port, ...], count: int, seed: int) -> Iterator[Samples]:
+    """:func:`synthetic` samples in other and other sizes of the open dimensions, likeliest first.
+
+    Where no dimension has a name, a recurrent state [layers, ?, width] takes the batch on axis 1 if nothing else runs.
+    """
+    carried = {
+        f"{p.name}:1": 1
+        for p in inputs
+        if p.dims
+        and len(p.dims) == 3
+        and p.dims[1] is None
+        and isinstance(p.dims[0], int)
+        and isinstance(p.dims[2], int)
+    }
+    for dims in ({}, carried) if carried else ({},):
+        for size in DYNAMIC_SIZES:
+            yield synthetic(inputs, count, seed, dims=dims, size=size)
+
+
+def like(real: Samples, count: int, seed: int) -> Samples:
+    """``count`` seeded samples with the sizes of ``real`` ones, and numbers from the range that the first of them span.
+
+    A made-up feed that a model could meet says more than one it never will: a vocabulary of two words, or an image of
+    16 by 16, leaves many models badly conditioned or does not run at all. No value of ``real`` is handed on but its
+    lowest and highest. Masks stay full.
+    """
+    if not len(real):
+        return synthetic(real.ports, count, seed)
+    feeds = [feed for feed, _ in real.take(np.arange(min(LOOKED_AT, len(real)))).feeds(1)]
+    dims: dict[str, int] = {}
+    bounds: dict[str, tuple[float, float]] = {}
+    for port in real.ports:
+        held = [feed[port.name] for feed in feeds]
+        axes = enumerate(held[0].shape if port.dims is not None else ())
+        dims.update({f"{port.name}:{axis}": size for axis, size in axes if axis or real.whole})
+        if (span := _span(held)) is not None and not _is_mask(port):
+            bounds[port.name] = span
+    return synthetic(real.ports, count, seed, bounds=bounds, dims=dims)
+
+
+def _span(arrays: Sequence[Array]) -> tuple[float, float] | None:
+    """(low, high) for :func:`synthetic` to draw between what ``arrays`` hold, or ``None`` when that has no ends."""
+    if arrays[0].dtype.kind not in "iuf":
+        return None
+    ends = [(a[np.isfinite(a)].min(), a[np.isfinite(a)].max()) for a in arrays if np.isfinite(a).any()]
+    if not ends:
+        return None
+    low, high = min(e[0] for e in ends).item(), max(e[1] for e in ends).item()
+    if arrays[0].dtype.kind in "iu":
+        return (low, high + 1) if high < np.iinfo(np.int64).max else None
+    return (low, high) if np.isfinite(high - low) else None
+
+
+def _shape(port: Port, dims: Mapping[str, int], batches: set[str], size: int) -> tuple[int, ...]:
     if port.dims is None:
-        return UNKNOWN_RANK
+        return (1, size)
     sizes: list[int] = []
     for axis, dim in enumerate(port.dims):
         chosen = dims.get(f"{port.name}:{axis}", dims.get(dim) if isinstance(dim, str) else None)
@@ -74,7 +134,7 @@ def _shape(port: Port, dims: Mapping[str, int], batches: set[str]) -> tuple[int,
             sizes.append(chosen)
         else:
             batch = dim in batches if isinstance(dim, str) else axis == 0
-            sizes.append(1 if batch else DYNAMIC_SIZE)
+            sizes.append(1 if batch else size)
     return tuple(sizes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,10 +46,8 @@ def on_select(
     lossy: bool, quality: QualityReading | None, speed: SpeedReading, sizes: SizePair, stakes: Stakes
 ) -> Verdict:
     """The word on a candidate during the search: point estimates of quality, then whether it pays."""
-    if lossy and quality is not None:
-        margin = stakes.budget.quality_margin(quality.baseline.value)
-        if margin is not None and quality.drop.value > margin:
-            return Verdict(Judgement.REJECTED, f"quality: {drop_text(quality.drop, margin)}")
+    if lossy and (reason := too_costly(quality, stakes.budget)):
+        return Verdict(Judgement.REJECTED, reason)
     if lossy and (reason := paid_for_nothing(speed.speedup, sizes, stakes)):
         return Verdict(Judgement.REJECTED, reason)
     if not lossy and speed.speedup.high < 1.0:
@@ -57,6 +56,14 @@ def on_select(
     if missed:
         return Verdict(Judgement.REJECTED, f"limit: {missed[0]}")
     return Verdict(Judgement.ACCEPTED, speed_text(speed.speedup))
+
+
+def too_costly(quality: QualityReading | None, budget: Budget) -> str:
+    """Why the point estimate of a drop is beyond the budget; empty when it is not, or when nothing is asked for."""
+    margin = budget.quality_margin(quality.baseline.value) if quality is not None else None
+    if quality is None or margin is None or not beyond(quality.drop.value, margin):
+        return ""
+    return f"quality: {drop_text(quality.drop, margin)}"
 
 
 def paid_for_nothing(speedup: Interval, sizes: SizePair, stakes: Stakes) -> str:
@@ -86,9 +93,14 @@ def at_confirm(quality: QualityReading | None, speed: SpeedReading, sizes: SizeP
     said = drop_text(quality.drop, margin)
     if quality.drop.upper_one_sided <= margin:
         return Verdict(Judgement.ACCEPTED, said)
-    if quality.drop.lower_one_sided > margin or quality.drop.value > margin:
+    if quality.drop.lower_one_sided > margin or beyond(quality.drop.value, margin):
         return Verdict(Judgement.REJECTED, f"quality: {said}")
     return Verdict(Judgement.UNDECIDED, said, need_text(quality.drop, margin))
+
+
+def beyond(drop: float, margin: float) -> bool:
+    """Whether a drop is more than what is allowed: 1 - 0.99 is not more than 0.01, whatever binary fractions say."""
+    return drop > margin and not math.isclose(drop, margin, rel_tol=1e-9)
 
 
 def pays(speedup: Interval) -> bool:
@@ -131,12 +143,13 @@ def nothing_new(other: str, notes: Sequence[PassNote]) -> str:
     return f"{same}{because}{fault}"
 
 
-def why_lossless(steps: Sequence[Step]) -> str:
-    """One line that says why nothing lossy ships."""
+def why_lossless(steps: Sequence[Step], hindrance: str = "") -> str:
+    """One line that says why nothing lossy ships; ``hindrance`` is why nothing lossy could be tried."""
     lossy = [s for s in steps if s.label != LOSSLESS_LABEL]
     if not lossy:
-        return "nothing that spends quality was tried"
-    return "what spends quality was let go: " + "; ".join(f"{s.label}: {s.verdict.reason}" for s in lossy)
+        return "nothing that spends quality was tried" + (f": {hindrance}" if hindrance else "")
+    briefly = (f"{s.label} ({s.verdict.reason.removeprefix('at confirm: ').split(':')[0]})" for s in lossy)
+    return "what spends quality was let go: " + ", ".join(briefly)
 
 
 def why_slower(speedup: Interval) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from optimizer.data import metrics, scores
 from optimizer.data.metrics import Metric
 from optimizer.data.samples import Samples, cut
 from optimizer.measure.stats import quality_interval
@@ -26,7 +30,11 @@ BATCH_BYTES = 32 * 2**20
 
 @dataclass(frozen=True)
 class Judge:
-    """A metric on one set of samples. ``reference`` is the source model, whose outputs some metrics compare with."""
+    """A metric on one set of samples.
+
+    ``reference`` is the source model, whose outputs some metrics compare with: a file of the store, which is named
+    after the model's digest.
+    """
 
     metric: Metric
     samples: Samples
@@ -39,7 +47,7 @@ class Judge:
 
         Remembered by model, data and metric. Raises a Fault when the model cannot run on a sample.
         """
-        key = key_of("rows", digest, self.samples.digest(), self.metric.name, self.site.provider, self.site.runtime)
+        key = self._key(digest)
         cacheable = self.metric.function is None  # the code of a user's function may change between runs
         if cacheable and (kept := self.store.get_answer(key)) is not None:
             return np.asarray(kept)
@@ -47,6 +55,12 @@ class Judge:
         if cacheable:
             self.store.put_answer(key, rows)
         return rows
+
+    def _key(self, digest: str) -> str:
+        metric, site = self.metric, self.site
+        judged = (metric.name, metric.output, metric.label, scoring_code())
+        compared = self.reference.name if self.reference and metric.against == "reference" else ""
+        return key_of("rows", digest, compared, self.samples.digest(), judged, site.provider, site.runtime)
 
     def _batch_by_batch(self, path: Path) -> Array:
         compared = self.reference if self.metric.against == "reference" else None
@@ -66,6 +80,12 @@ class Judge:
 
     def _outputs(self, path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
         return outputs_of(path, self.samples, self.site)
+
+
+@cache
+def scoring_code() -> str:
+    """Digest of the code that turns outputs into scores: what was scored by other code does not count."""
+    return hashlib.sha256("".join(map(inspect.getsource, (metrics, scores))).encode()).hexdigest()
 
 
 def outputs_of(path: Path, samples: Samples, site: Site) -> Iterator[tuple[int, int, dict[str, Any]]]:

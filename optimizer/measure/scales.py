@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from optimizer.data.metrics import Metric
 from optimizer.data.samples import Samples
+from optimizer.faults import bad_input
 from optimizer.measure.latency import Effort, Timing, compare, speedup
 from optimizer.measure.quality import Judge, quality_of
 from optimizer.measure.stats import DropEstimate, paired_drop
@@ -77,14 +79,14 @@ class Scales:
         base = judge.rows(self.baseline.path, self.baseline.digest)
         rows = judge.rows(model.path, model.digest) if model.digest != self.baseline.digest else base
         drop = paired_drop(self.metric, base, rows, self.seed, alpha)
-        return QualityReading(quality_of(self.metric, base), quality_of(self.metric, rows), drop)
+        return QualityReading(_scored(quality_of(self.metric, base)), quality_of(self.metric, rows), drop)
 
     def _evaluated(self, model: Weighed) -> QualityReading:
         """One number from the user's own evaluation: there is no interval, so nothing can be proven with it."""
         assert self.evaluator is not None
         base, value = self.evaluator(self.baseline.path), self.evaluator(model.path)
         both = [Quality(EVALUATOR, v, v, v, True, 1) for v in (base, value)]
-        return QualityReading(both[0], both[1], DropEstimate.of_numbers(base, value))
+        return QualityReading(_scored(both[0]), both[1], DropEstimate.of_numbers(base, value))
 
     def speed(self, model: Weighed, effort: Effort) -> SpeedReading:
         """Time ``model`` and the baseline side by side."""
@@ -109,6 +111,15 @@ class Scales:
         """Drop the latencies of this compile: another day's machine is another machine."""
         for key in self._kept:
             self.store.drop_answer(key)
+
+
+def _scored(source: Quality) -> Quality:
+    """The quality of the source, which must be a number: without one nothing can be judged."""
+    if not math.isfinite(source.value):
+        hint = "Look at the outputs and the labels of these samples, or choose another --metric"
+        text = f"the metric '{source.metric}' gives {source.value} for the source model"
+        raise bad_input(text, hint=hint, code="metric-not-finite")
+    return source
 
 
 def _plain(timing: Timing) -> dict[str, Any]:

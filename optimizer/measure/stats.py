@@ -62,6 +62,7 @@ class DropEstimate:
     def of_numbers(cls, baseline: float, candidate: float, higher_is_better: bool = True) -> DropEstimate:
         """The drop between two bare numbers, as a user's own evaluation gives: nothing is known about its spread."""
         value, inf = (baseline - candidate) * (1.0 if higher_is_better else -1.0), math.inf
+        value = inf if math.isnan(value) else value
         return cls(value, -inf, inf, inf, -inf, 1, "one number each: no interval", True)
 
 

@@ -101,9 +101,11 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
     """Whether an artifact may be written there, asked before any work is done.
 
     Raises a usage :class:`~optimizer.faults.Fault` when something exists there and ``overwrite`` was not given, or
-    when what is there is not an artifact of ours and nothing else (overwriting deletes it).
+    when what is there is not an artifact of ours and nothing else (overwriting deletes it); for a new place see
+    :func:`check_parent`.
     """
     if not os.path.lexists(folder):
+        check_parent(folder)
         return
     if not overwrite:
         raise _exists(folder)
@@ -122,6 +124,19 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
             hint="Move it away, or choose another --output.",
             code="output-has-extras",
         )
+
+
+def check_parent(place: Path) -> None:
+    """Whether something new can be written at ``place``, asked before any work is done.
+
+    Raises a :class:`~optimizer.faults.Fault` when a file lies in the way, or the folder is read-only or forbidden.
+    """
+    parent = next(p for p in place.absolute().parents if p.exists())
+    if not parent.is_dir():
+        raise usage("this is a file, so nothing can be written below it", where=str(parent), code="not-a-folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        read_only = hasattr(os, "statvfs") and os.statvfs(parent).f_flag & os.ST_RDONLY
+        raise disk_fault(OSError(errno.EROFS if read_only else errno.EACCES, ""), place)
 
 
 def _exists(folder: Path) -> Fault:

@@ -32,7 +32,8 @@ def benchmark(rows: Sequence[Row]) -> RenderableType:
         head = ("model", "p50 ms", "p90", "p99", "per s", "speed-up")
         parts += [title(scene), table(head, cells, right=(1, 2, 3, 4))]
     parts.append(_weights(rows, names))
-    parts += [line(names[r.model], r.reason, "yellow") for r in rows if r.reason]
+    reasons = dict.fromkeys((names[r.model], r.reason) for r in rows if r.reason)
+    parts += [line(name, reason, "yellow") for name, reason in reasons]
     return Group(*parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import PurePath
 
 from optimizer.records import Confidence, Interval, Latency, Measured, Outcome, Quality, Record, Step
@@ -47,7 +48,7 @@ def count(number: float | None) -> str:
     for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= scale:
             return f"{significant(number / scale)} {unit}"
-    return significant(number)
+    return f"{number:.0f}" if float(number).is_integer() else significant(number)
 
 
 def duration(seconds: float) -> str:
@@ -133,7 +134,7 @@ def next_step(record: Record) -> str:
         return f"give {need} to decide it"
     if record.confidence is Confidence.UNPROVEN and record.outcome is Outcome.OPTIMIZED:
         return "give --data and --metric to have the quality measured"
-    return f"lathe verify {record.artifact}" if record.artifact else ""
+    return f"lathe verify {shlex.quote(record.artifact)}" if record.artifact else ""
 
 
 def before_and_after(record: Record) -> list[tuple[str, str, str]]:

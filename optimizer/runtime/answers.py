@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,10 +20,10 @@ from passes.kit.target import Target
 
 Array = np.ndarray[Any, Any]
 
-FETCH_BUDGET_BYTES = 64 * 2**20
-"""Activations that one calibration batch may hand over at once; the batch is sized from the first sample."""
+FOLDS = "optimizer.runtime.folds:"
 
-LARGEST_BATCH = 16
+PARCEL_BYTES = 4 * 2**20
+"""Feeds that go to a worker in one message: the memory that calibration needs beside the model and its activations."""
 
 
 class Memory(Protocol):
@@ -63,7 +63,7 @@ class World:
         if self.samples is None:
             raise NoData("there is no calibration data")
         specs = {name: reducer.spec() for name, reducer in reducers.items()}
-        key = self.key_of("stats", model.digest(), self.samples.digest(), specs, self.site.runtime)
+        key = self.key_of("stats", model.digest(), self.samples.digest(), specs, self.site.provider, self.site.runtime)
         states = self.memory.get_answer(key)
         if states is None:
             states = self._fold(model, specs)
@@ -77,14 +77,32 @@ class World:
         path = self.memory.put_model(exposed)
         wanted = {named[name]: spec for name, spec in specs.items()}
         with sessions.worker() as worker:
-            handle = worker.call(JOBS + "begin_fold", path=str(path), specs=wanted, **self.site.plain())
-            feed, count = next(iter(self.samples.feeds(1)))
-            weight = worker.call(JOBS + "weigh", handle=handle, feeds=feed) // max(1, count)
-            batch = max(1, min(LARGEST_BATCH, FETCH_BUDGET_BYTES // max(1, weight)))
-            for feed, real in self.samples.feeds(batch):
-                worker.call(JOBS + "fold", handle=handle, feeds=feed, fed=self.samples.fed(batch), real=real)
-            states: dict[str, dict[str, Array]] = worker.call(JOBS + "end_fold", handle=handle)
+            handle = worker.call(FOLDS + "begin_fold", path=str(path), specs=wanted, **self.site.plain())
+            for feeds, real in self._parcels():
+                worker.call(FOLDS + "fold", handle=handle, feeds=feeds, real=real, fed=self.samples.fed(1))
+            states: dict[str, dict[str, Array]] = worker.call(FOLDS + "end_fold", handle=handle)
         return {name: states[named[name]] for name in specs}
+
+    def _parcels(self) -> Iterator[tuple[list[Feeds], list[int]]]:
+        """Feeds of one sample (or of the model's own batch) and the real samples in each, as many as a message holds.
+
+        The model always meets one sample at a time: a matrix product of one row and one of many differ in their last
+        bits, so larger batches would let the answer depend on how the samples were grouped.
+        """
+        assert self.samples is not None
+        feeds: list[Feeds] = []
+        real: list[int] = []
+        room = PARCEL_BYTES
+        for feed, count in self.samples.feeds(1):
+            size = sum(array.nbytes for array in feed.values())
+            if feeds and size > room:
+                yield feeds, real
+                feeds, real, room = [], [], PARCEL_BYTES
+            feeds.append(feed)
+            real.append(count)
+            room -= size
+        if feeds:
+            yield feeds, real
 
     def run(self, model: Model, feeds: Sequence[Feeds], fetch: Sequence[str]) -> list[dict[str, Array]]:
         """The named values for each of ``feeds``, with the runtime's own optimizer off."""

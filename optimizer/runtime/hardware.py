@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from optimizer.faults import Fault, bad_input, cannot, usage
+from optimizer.plan import PROVIDERS
 from passes.kit.options import closest
 from passes.kit.target import Target
 
@@ -76,14 +77,24 @@ def load_target(name: str) -> Target:
         raise bad_input(f"not a target file: {error}", where=str(path)) from error
 
 
-def detect_target() -> Target:
-    """The target that fits this machine. Raises a Fault (exit 4) when none does."""
-    features = host().features
-    fitting = [t for t in map(load_target, target_names()) if features & set(t.requires)]
-    if not fitting:
-        hint = f"Name the deployment site with --target ({', '.join(target_names())})."
-        raise cannot(f"no target describes this machine ({host().cpu})", hint=hint, code="no-target")
-    return max(fitting, key=lambda t: t.weight_range)
+def detect_target(provider: str = PROVIDERS["cpu"]) -> Target:
+    """The target that fits this machine under ``provider`` (full name), else under the CPU's: the highest ranked.
+
+    Raises a Fault (exit 4) when none does.
+    """
+    known = [load_target(name) for name in target_names()]
+    for wanted in dict.fromkeys((provider, PROVIDERS["cpu"])):
+        fitting = [t for t in known if t.provider == wanted and fits(t, host().features)]
+        if fitting:
+            return max(fitting, key=lambda t: t.rank)
+    hint = f"Name the deployment site with --target ({', '.join(target_names())})."
+    raise cannot(f"no target describes this machine ({host().cpu})", hint=hint, code="no-target")
+
+
+def fits(target: Target, features: Collection[str]) -> bool:
+    """Whether a host with these CPU features has one of those that ``target`` asks for (all hosts do when it asks
+    for none)."""
+    return not target.requires or not set(target.requires).isdisjoint(features)
 
 
 def loosest_target() -> Target:

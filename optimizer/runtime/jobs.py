@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,6 @@ import numpy as np
 
 from optimizer.faults import bad_input
 from optimizer.runtime.providers import open_session, plain_words, runtime
-from passes.kit import reducers
-from passes.kit.reducers import Reducer
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Any]
@@ -24,7 +23,6 @@ WARM_UP_RUNS = 3
 MAX_KEPT_SESSIONS = 4
 
 _SESSIONS: dict[tuple[Any, ...], Any] = {}
-_FOLDS: dict[str, tuple[Any, dict[str, Reducer]]] = {}
 
 
 def _session(path: str, provider: str, threads: int, optimize: bool) -> Any:
@@ -42,7 +40,7 @@ def run_model(
     """Outputs by name for each feed dict. The session stays open for the next call."""
     session = _session(path, provider, threads, optimize)
     names = [o.name for o in session.get_outputs()]
-    return [dict(zip(names, _run(session, feed), strict=True)) for feed in feeds]
+    return [dict(zip(names, run_once(session, feed), strict=True)) for feed in feeds]
 
 
 def describe(path: str, provider: str, threads: int = 1) -> dict[str, Any]:
@@ -65,36 +63,6 @@ def check(path: str) -> str:
         lines = str(error).strip().splitlines()
         return lines[0] if lines else type(error).__name__
     return ""
-
-
-def begin_fold(path: str, specs: dict[str, dict[str, Any]], provider: str, threads: int) -> str:
-    """Open ``path`` with the runtime's optimizer off, to fold its outputs into reducers. Returns a handle."""
-    session = open_session(path, provider, threads, optimize=False)
-    handle = f"fold{len(_FOLDS)}"
-    _FOLDS[handle] = (session, {name: reducers.build(spec) for name, spec in specs.items()})
-    return handle
-
-
-def weigh(handle: str, feeds: Feeds) -> int:
-    """Bytes that one feed fetches, without folding it: the caller sizes its batches by this."""
-    session, folds = _FOLDS[handle]
-    return sum(np.asarray(value).nbytes for value in _run(session, feeds, list(folds)))
-
-
-def fold(handle: str, feeds: Feeds, fed: int, real: int) -> None:
-    """Run one feed of ``fed`` samples, of which the first ``real`` are not padding, and fold the values asked for."""
-    session, folds = _FOLDS[handle]
-    names = list(folds)
-    for name, value in zip(names, _run(session, feeds, names), strict=True):
-        array = np.asarray(value)
-        padded = real < fed and array.ndim > 0 and array.shape[0] == fed
-        folds[name].fold(array[:real] if padded else array)
-
-
-def end_fold(handle: str) -> dict[str, dict[str, Array]]:
-    """The folded state of every reducer; the session is closed."""
-    _, folds = _FOLDS.pop(handle)
-    return {name: {k: np.asarray(v) for k, v in reducer.arrays.items()} for name, reducer in folds.items()}
 
 
 def begin_timing(path: str, feeds: Feeds, provider: str, threads: int, warm_up_ms: float) -> dict[str, Any]:
@@ -143,9 +111,9 @@ def memory_peak() -> int:
 
 
 def apply_native(
-    path: str, recipe: str, target: dict[str, Any], out: str, home: str, folders: list[str]
+    path: str, recipe: str, target: dict[str, Any], seed: int, out: str, home: str, folders: list[str]
 ) -> dict[str, Any]:
-    """Run one pass that wraps native code on the model at ``path``; the result is written to ``out``.
+    """Run one pass on the model at ``path``, where a crash costs this process alone; the result goes to ``out``.
 
     ``home`` is the pass class as ``module:Class``, found from ``folders`` when it is not one of ours. Such passes get
     no door to the world: their context has a target and a seed only.
@@ -162,7 +130,7 @@ def apply_native(
     sys.path.extend(folder for folder in folders if folder not in sys.path)
     found = load(home)
     (subject,) = build(Recipe.parse(recipe), {found.name: found})
-    result = subject(model, _Isolated(Target.from_toml(target)))
+    result = subject(model, _Isolated(Target.from_toml(target), seed))
     if result.changes:
         Path(out).write_bytes(result.model.to_bytes())
     return {
@@ -171,24 +139,32 @@ def apply_native(
     }
 
 
-class _Isolated:
-    """The context of a native pass: nothing can be asked."""
+class AsksTheWorld(RuntimeError):
+    """A pass in a worker asked its context a question."""
 
-    def __init__(self, target: Any) -> None:
-        self.target = target
-        self.seed = 0
+
+ASKS_THE_WORLD = AsksTheWorld.__name__
+
+
+@dataclass(frozen=True)
+class _Isolated:
+    """The context of a pass in a worker: nothing can be asked."""
+
+    target: Any
+    seed: int
 
     def stats(self, model: Any, reducers: Any) -> Any:
-        raise RuntimeError("a native pass cannot ask for activations")
+        raise AsksTheWorld("a native pass cannot ask for activations")
 
     def run(self, model: Any, feeds: Any, fetch: Any) -> Any:
-        raise RuntimeError("a native pass cannot run models")
+        raise AsksTheWorld("a native pass cannot run models")
 
     def cost(self, model: Any) -> float:
-        raise RuntimeError("a native pass cannot time models")
+        raise AsksTheWorld("a native pass cannot time models")
 
 
-def _run(session: Any, feeds: Feeds, names: list[str] | None = None) -> list[Any]:
+def run_once(session: Any, feeds: Feeds, names: list[str] | None = None) -> list[Any]:
+    """The named outputs (none: all) of one run; feeds that the model does not take are left out."""
     wanted = {i.name for i in session.get_inputs()}
     with _in_plain_words():
         return list(session.run(names, {k: v for k, v in feeds.items() if k in wanted}))

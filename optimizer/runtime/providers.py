@@ -57,9 +57,15 @@ def require(name: str) -> str:
     return full
 
 
-def open_session(path: str, provider: str, threads: int, *, optimize: bool = True) -> Any:
+def open_session(
+    path: str, provider: str, threads: int, *, optimize: bool = True, profile: str = "", keep: str = ""
+) -> Any:
     """An inference session on ``provider`` with the CPU behind it for operators that the provider lacks.
 
+    Without ``optimize`` the runtime neither rewrites the graph nor packs weights, so that every node is computed as it
+    stands.
+    ``profile`` starts the runtime's profile under that file prefix; ``keep`` writes the graph that the runtime made
+    of the model there, large weights beside it.
     Raises a Fault when the runtime refuses the model, or when it silently left the provider out.
     """
     ort = runtime()
@@ -69,6 +75,15 @@ def open_session(path: str, provider: str, threads: int, *, optimize: bool = Tru
     options.log_severity_level = 4
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    if not optimize:
+        # A constant weight is packed for other kernels than a computed one: folding it would not be bit-equal.
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
+    if keep:
+        options.optimized_model_filepath = keep
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
     wanted = [provider] if provider == PROVIDERS["cpu"] else [provider, PROVIDERS["cpu"]]
     try:
         session = ort.InferenceSession(path, options, providers=wanted)

@@ -96,9 +96,21 @@ def _open_file(request: SourceRequest, path: Path, name: str, target: Target) ->
         model=loaded.model,
         size_bytes=loaded.size_bytes,
         digest=loaded.model.digest(),
-        warnings=loaded.warnings,
+        warnings=(*loaded.warnings, *_without_effect(request)),
         beyond=loaded.beyond,
     )
+
+
+def _without_effect(request: SourceRequest) -> tuple[str, ...]:
+    """A warning for options that only an export from PyTorch takes."""
+    given = {
+        "--example": request.example,
+        "--dynamic": request.dynamic,
+        "--shape": request.shapes,
+        "--opset": request.opset,
+    }
+    named = [flag for flag, value in given.items() if value]
+    return (f"{' and '.join(named)}: without effect, as the model is ONNX already",) if named else ()
 
 
 def _open_folder(request: SourceRequest, path: Path, target: Target) -> Source:

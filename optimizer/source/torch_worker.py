@@ -10,6 +10,7 @@ import contextlib
 import errno
 import importlib.util
 import inspect
+import itertools
 import sys
 import types
 import warnings
@@ -431,7 +432,23 @@ def _export_dynamo(
         opset_version=opset, dynamic_shapes=dynamic, verbose=False,
     )  # fmt: skip
     assert program is not None
+    _tell_apart(program.model.graph)
     program.save(path, external_data=_weight_bytes(at.module) > INLINE_LIMIT_BYTES)
+
+
+def _tell_apart(graph: Any) -> None:
+    """torch names inputs and outputs as it is told, though a value inside may be called so already; that one gives way.
+
+    An output ``embedding`` beside the embedding's own result, say, would be one name for two values.
+    """
+    ports = (*graph.inputs, *graph.outputs)
+    inner = [v for v in (*(o for n in graph.all_nodes() for o in n.outputs), *graph.initializers.values())]
+    taken, known = {p.name for p in ports}, {v.name for v in (*ports, *inner)}
+    for value in inner:
+        if value.name in taken and not any(value is p for p in ports):
+            fresh = next(name for k in itertools.count(1) if (name := f"{value.name}_{k}") not in known)
+            known.add(fresh)
+            value.name = fresh
 
 
 def _export_older(

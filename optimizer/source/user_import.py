@@ -53,12 +53,12 @@ def words(error: BaseException) -> str:
 
 
 def place(error: BaseException) -> str:
-    """``file.py:line`` of the innermost frame of the user's own code, else of the innermost frame."""
+    """``file.py:line`` of the innermost frame of the user's own code, else of the innermost frame that is not ours."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{_short(error.filename)}:{error.lineno}"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
     own = [f for f in frames if _is_users(f.filename)]
-    best = own or frames
+    best = own or [f for f in frames if not f.filename.startswith(_OURS)]
     return f"{_short(best[-1].filename)}:{best[-1].lineno}" if best else ""
 
 

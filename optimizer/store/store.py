@@ -48,6 +48,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._sound: set[str] = set()  # digests of models that this process wrote, or has looked at
         try:
             for name in ("graphs/blobs", "answers", "looks", "scratch"):
                 (root / name).mkdir(parents=True, exist_ok=True)
@@ -63,12 +64,13 @@ class Store:
     # -- models --------------------------------------------------------------------------------------------------
     def put_model(self, model: Model) -> Path:
         """Keep ``model`` and return a path from which the runtime can load it."""
-        path = self.root / "graphs" / f"{model.digest()}.onnx"
-        if path.exists():
-            _touch(path)
-            return path
-        proto = model.to_proto(self._place)
-        _write(path, lambda stream: stream.write(proto.SerializeToString(deterministic=True)))
+        digest = model.digest()
+        path = self.root / "graphs" / f"{digest}.onnx"
+        known = digest in self._sound and path.exists()
+        if not known and self.get_model(digest) is None:
+            proto = model.to_proto(self._place)
+            _write(path, lambda stream: stream.write(proto.SerializeToString(deterministic=True)))
+            self._sound.add(digest)
         return path
 
     def get_model(self, digest: str) -> Model | None:
@@ -85,6 +87,12 @@ class Store:
         if not all(self._intact(tensor) for tensor in _external_tensors(model)):
             path.unlink(missing_ok=True)
             return None
+        if digest not in self._sound and model.digest() != digest:
+            for tensor in _external_tensors(model):
+                self._blob(tensor).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            return None
+        self._sound.add(digest)
         _touch(path)
         return model
 
@@ -95,8 +103,11 @@ class Store:
         shape = ir.Shape(tensor.shape.numpy())
         return ir.ExternalTensor(f"blobs/{digest}", 0, tensor.nbytes, tensor.dtype, shape=shape, name="")
 
+    def _blob(self, tensor: ir.ExternalTensor) -> Path:
+        return self.root / "graphs" / str(tensor.location)
+
     def _intact(self, tensor: ir.ExternalTensor) -> bool:
-        blob = self.root / "graphs" / str(tensor.location)
+        blob = self._blob(tensor)
         try:
             size = blob.stat().st_size
         except OSError:
@@ -130,7 +141,8 @@ class Store:
     def look(self, data_digest: str) -> int:
         """Count one more look at a confirm split and return how many there have been."""
         path = self.root / "looks" / data_digest
-        count = (int(path.read_text() or 0) if path.exists() else 0) + 1
+        kept = path.read_bytes() if path.exists() else b""
+        count = (int(kept) if kept.isdigit() else 0) + 1
         _write(path, lambda stream: stream.write(str(count).encode()))
         return count
 

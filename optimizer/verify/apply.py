@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import sys
@@ -17,6 +18,7 @@ from optimizer.records import PassNote
 from optimizer.runtime import sessions
 from optimizer.runtime.answers import World
 from optimizer.runtime.hardware import available_memory
+from optimizer.runtime.jobs import ASKS_THE_WORLD
 from optimizer.runtime.sessions import JOBS
 from optimizer.store.store import Store, key_of
 from optimizer.verify.verifier import Verifier
@@ -148,7 +150,7 @@ class Builder:
             free = f"{available_memory() / 2**30:.1f} GiB are free"
             return PassResult(model), f"it needs about {needed / 2**30:.1f} GiB of memory and {free}", None
         try:
-            result = self._native(model, text, type(subject)) if subject.native else subject(model, self.world)
+            result = self._applied(model, text, subject)
         except NoData:
             raise
         except Exception as error:
@@ -160,8 +162,21 @@ class Builder:
             return PassResult(model), check.fault, check.worst
         return result, "", check.worst
 
+    def _applied(self, model: Model, text: str, subject: Pass) -> PassResult:
+        """What the pass gives. One that wraps native code or is not ours runs in a worker, where it may crash, exit
+        and print; unless it asks for something that only this process can answer."""
+        if not subject.native and _is_ours(type(subject).__module__):
+            return subject(model, self.world)
+        try:
+            return self._native(model, text, type(subject))
+        except CallFailed as failure:
+            if subject.native or failure.kind != ASKS_THE_WORLD:
+                raise
+        with contextlib.redirect_stdout(sys.stderr):
+            return subject(model, self.world)
+
     def _native(self, model: Model, text: str, cls: type[Pass]) -> PassResult:
-        """Run a pass that wraps native code in a worker, so that a crash there costs the pass and nothing else."""
+        """Run a pass in a worker, so that a crash there costs the pass and nothing else."""
         out = self.store.scratch / f"native-{key_of(model.digest(), text)}.onnx"
         try:
             with sessions.worker() as worker:
@@ -171,6 +186,7 @@ class Builder:
                     path=str(self.store.put_model(model)),
                     recipe=text,
                     target=asdict(self.world.target),
+                    seed=self.world.seed,
                     out=str(out),
                     home=f"{cls.__module__}:{cls.__qualname__}",
                     folders=[p for p in sys.path if p],
@@ -185,7 +201,8 @@ class Builder:
         data = self.world.samples.digest() if self.world.samples and subject.exactness is Exactness.LOSSY else ""
         target = key_of(asdict(self.world.target))
         code = code_digest(type(subject).__module__)
-        return key_of("pass", model.digest(), text, target, self.world.seed, data, code, self.world.site.runtime)
+        runtime, probes = self.world.site.runtime, self.verifier.digest()
+        return key_of("pass", model.digest(), text, target, self.world.seed, data, code, runtime, probes)
 
     def _recall(self, kept: dict[str, Any], model: Model) -> tuple[Model, PassNote] | None:
         found = model if kept["model"] == model.digest() else self.store.get_model(kept["model"])
@@ -203,9 +220,14 @@ def _first_lossy(links: Sequence[_Link]) -> int:
 def _words(error: Exception) -> str:
     if isinstance(error, Fault):
         return error.message
-    if isinstance(error, (WorkerDied, CallFailed)):
+    if isinstance(error, WorkerDied):
         return str(error)
-    return f"it raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    kind = error.kind if isinstance(error, CallFailed) else type(error).__name__
+    return f"it raised {kind}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _is_ours(module: str) -> bool:
+    return module.startswith("passes.")
 
 
 @cache
@@ -215,6 +237,6 @@ def code_digest(module: str) -> str:
     root = Path(inspect.getfile(catalogue)).parent
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    if not module.startswith("passes."):
+    if not _is_ours(module):
         digest.update(Path(inspect.getfile(sys.modules[module])).read_bytes())
     return digest.hexdigest()

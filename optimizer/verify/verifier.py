@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +43,16 @@ class Verifier:
     _outputs: dict[tuple[str, bool], Outputs] = field(default_factory=dict)
     _objections: dict[str, str] = field(default_factory=dict)
     _worker: Worker | None = None
+
+    def digest(self) -> str:
+        """SHA-256 over the probes: a verdict holds for the inputs that it was reached on."""
+        total = hashlib.sha256()
+        for probe in self.probes:
+            for name in sorted(probe):
+                array = probe[name]
+                total.update(f"|{name}|{array.dtype.str}|{array.shape}|".encode())
+                total.update("\0".join(map(str, array.flat)).encode() if array.dtype.hasobject else array.tobytes())
+        return total.hexdigest()
 
     def check(self, before: Model, after: Model, exactness: Exactness) -> Check:
         """Structure, then numbers: does ``after`` keep what a pass of that exactness promises about ``before``?"""

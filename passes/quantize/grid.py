@@ -72,6 +72,21 @@ def activation_grid(low: float, high: float, dtype: str) -> Grid:
     return Grid(np.asarray(scale), np.asarray(zero, dtype), dtype)
 
 
+def symmetric_grid(low: float, high: float, dtype: str) -> Grid:
+    """The grid of a tensor whose values lie in [low, high], as wide below zero as above it: zero is the middle integer.
+
+    ``scale = max(|low|, |high|) / 127`` for 8 bits; TensorRT takes no other. Raises ``ValueError`` when the range is
+    empty or not finite.
+    """
+    if not (np.isfinite(low) and np.isfinite(high) and low <= high):
+        raise ValueError(f"[{low}, {high}] is not a range")
+    qmin, qmax = LIMITS[dtype]
+    middle = (qmin + qmax + 1) // 2
+    largest = max(-float(low), float(high), 0.0)
+    scale = np.float32(1.0 if largest == 0 else max(largest / (qmax - middle), SMALLEST_SCALE))
+    return Grid(np.asarray(scale), np.asarray(middle, dtype), dtype)
+
+
 def weight_grid(weight: Array, axis: int | None, dtype: str, reach: int) -> Grid:
     """The symmetric grid of a weight: ``scale = max|w| / reach``, per index of ``axis`` or per tensor (``None``).
 
@@ -101,6 +116,10 @@ def widen_for_bias(weight: Grid, bias: Array, input_scale: float) -> Grid:
 
 
 def bias_grid(weight: Grid, input_scale: float, channels: int) -> Grid:
-    """The int32 grid of a bias: the product of both scales per channel, zero 0 (arXiv 1712.05877, section 2.4)."""
-    scale = np.broadcast_to(weight.scale * np.float32(input_scale), (channels,))
-    return Grid(np.asarray(scale, np.float32), np.zeros(channels, np.int32), "int32", 0)
+    """The int32 grid of a bias: the product of both scales, zero 0 (arXiv 1712.05877, section 2.4).
+
+    Per channel, or one for the tensor where the weight has one: below opset 13 nothing else can be said.
+    """
+    shape = () if weight.axis is None else (channels,)
+    scale = np.broadcast_to(weight.scale * np.float32(input_scale), shape)
+    return Grid(np.asarray(scale, np.float32), np.zeros(shape, np.int32), "int32", None if weight.axis is None else 0)

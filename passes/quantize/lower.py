@@ -17,10 +17,16 @@ from passes.quantize.placement import Plan
 
 
 class Lowering:
-    """Rewrites the activations of ``graph`` by ``plan``. ``grids`` holds the grid of every root by value name."""
+    """Rewrites the activations of ``graph`` by ``plan``. ``grids`` holds the grid of every root by value name.
 
-    def __init__(self, graph: ir.Graph, plan: Plan, grids: Mapping[str, Grid], edit: Edit) -> None:
+    ``keep_clamps`` leaves every Relu and Clip in its place: a grid that is symmetric does not end where they do.
+    """
+
+    def __init__(
+        self, graph: ir.Graph, plan: Plan, grids: Mapping[str, Grid], edit: Edit, *, keep_clamps: bool = False
+    ) -> None:
         self._graph, self._plan, self._grids, self._edit = graph, plan, grids, edit
+        self._clamps = [] if keep_clamps else list(plan.clamps.values())
         self._eight: dict[ir.Value, ir.Value] = {}
         self._float: dict[ir.Value, ir.Value] = {}
         self._parameters: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
@@ -32,7 +38,7 @@ class Lowering:
             self._rewire(value)
         for node in self._plan.layers:
             self._keep_apart(node)
-        self._graph.remove([*self._plan.carriers, *self._plan.clamps.values()], safe=True)
+        self._graph.remove([*self._plan.carriers, *self._clamps], safe=True)
 
     def grid(self, value: ir.Value) -> Grid:
         """The grid that an integer value has."""
@@ -54,7 +60,7 @@ class Lowering:
                 continue
             for output in node.outputs:
                 maker = makers.get(output)
-                if maker is not None:
+                if maker is not None and node in self._clamps:
                     self._quantize(output, maker.outputs[0], maker)
                 elif output in self._plan.root:
                     self._quantize(output, output, node)
@@ -99,7 +105,7 @@ class Lowering:
     def _rewire(self, value: ir.Value) -> None:
         """Layers, joiners and, where the value is made of integers, everyone else read the dequantized value."""
         made = self._plan.made_of_integers(value)
-        gone = {self._eight[value].producer(), *self._plan.carriers, *self._plan.clamps.values()}
+        gone = {self._eight[value].producer(), *self._plan.carriers, *self._clamps}
         for reader, index in list(value.uses()):
             if reader in gone and not (reader in self._plan.carriers and index > 0):
                 continue

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx
+import onnx_ir as ir
 
 from passes.kit.contract import Edit
 from passes.kit.model import Model, ModelTooLarge
@@ -37,9 +40,17 @@ def raised(model: Model, opset: int) -> Model | str:
         if domain:
             converted.ir.opset_imports[domain] = version
     converted.ir.metadata_props.update(model.ir.metadata_props)
+    _keep_dims(converted.graph.inputs, model.graph.inputs)
+    _keep_dims(converted.graph.outputs, model.graph.outputs)
     if converted.signature != model.signature:
         return f"converting it from opset {model.opset} to {opset} changes its inputs or outputs"
     return converted
+
+
+def _keep_dims(new: Sequence[ir.Value], old: Sequence[ir.Value]) -> None:
+    """The converter infers shapes and names the sizes that nobody knows; callers keep reading what they read before."""
+    for mine, theirs in zip(new, old, strict=False):
+        mine.shape = None if theirs.shape is None else theirs.shape.copy()
 
 
 def continued(edit: Edit, fork: Model) -> Edit:

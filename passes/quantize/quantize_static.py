@@ -13,9 +13,10 @@ from passes.kit.model import Model
 from passes.kit.options import option
 from passes.kit.target import Target
 from passes.quantize import opset
-from passes.quantize.grid import Grid, activation_grid
+from passes.quantize.grid import LIMITS, Grid, activation_grid, symmetric_grid
 from passes.quantize.layers import Choice, Names, choose, nested_layers
 from passes.quantize.lower import Lowering
+from passes.quantize.observers import OBSERVERS, Observer, Range
 from passes.quantize.placement import Plan, Rules, place
 from passes.quantize.ranges import observe
 from passes.quantize.weights import WeightWriter, drop_unused
@@ -36,6 +37,11 @@ class QuantizeStatic(Pass):
         The form is QuantizeLinear and DequantizeLinear around standard operators. A MatMul gives floats unless only
         other layers read it; the Add behind it is spelled Sum, else onnxruntime would make a float Gemm of the two.
         Below opset 13 the model is raised to 13; where that fails, weights get one scale each (opset 10 on).
+        Ranges hold all values seen (``minmax``), the mean of each sample's extremes (``moving-average``; the plain mean
+        of Krishnamoorthi's moving one, so that no order matters), all but a share of the values (``percentile``), what
+        keeps most information (``entropy``, Migacz 2017), what has the least squared error (``mse``), or for each
+        tensor the whole range unless clipping pays (``auto``). Types, symmetry and biases follow the target; a target
+        whose activations are symmetric (TensorRT) keeps its Relus and adds biases in float.
 
     When it applies
         To float32 layers with constant weights in the main graph, by operators of the target (or ``ops``), by name
@@ -53,7 +59,7 @@ class QuantizeStatic(Pass):
     name = "quantize-static"
     exactness = Exactness.LOSSY
 
-    observer: str = option("minmax", "how ranges are taken from the data", choices=("minmax", "percentile"))
+    observer: str = option("minmax", "how ranges are taken from the data", choices=OBSERVERS)
     percentile: float = option(99.999, "percentage of values below the high end (percentile)", low=90, high=100)
     per_channel: str = option("target", "one scale per output channel of a weight", choices=("target", "yes", "no"))
     ops: tuple[str, ...] = option((), "operators to quantize (none: those of the target)")
@@ -61,6 +67,7 @@ class QuantizeStatic(Pass):
     exclude: tuple[str, ...] = option((), "names or patterns of nodes to leave float")
     activation: str = option("target", "integer type of activations", choices=TYPES)
     weight: str = option("target", "integer type of weights", choices=TYPES)
+    weight_range: int = option(0, "largest absolute quantized weight (0: that of the target)", low=0, high=127)
 
     def apply(self, model: Model, context: Context) -> PassResult:
         return _Run(self, model, context).result()
@@ -75,18 +82,32 @@ class Settings:
     weight: str
     reach: int
     per_channel: bool
+    symmetric: bool
+    float_bias: bool
+    observer: Observer
 
     @classmethod
     def of(cls, options: QuantizeStatic, target: Target) -> Settings:
         """Options first, the target for what they leave open."""
         per_channel = target.per_channel if options.per_channel == "target" else options.per_channel == "yes"
+        activation = target.activation if options.activation == "target" else options.activation
+        levels = LIMITS[activation][1] - LIMITS[activation][0] + 1
+        symmetric = target.symmetric_activations
         return cls(
             options.ops or target.static_ops,
-            target.activation if options.activation == "target" else options.activation,
+            activation,
             target.weight if options.weight == "target" else options.weight,
-            target.weight_range,
+            options.weight_range or target.weight_range,
             per_channel,
+            symmetric,
+            target.float_bias,
+            Observer(options.observer, options.percentile, levels, symmetric),
         )
+
+    def grid(self, seen: Range) -> Grid:
+        """The grid of an activation with that range."""
+        make = symmetric_grid if self.symmetric else activation_grid
+        return make(seen.low, seen.high, self.activation)
 
 
 class _Run:
@@ -104,6 +125,7 @@ class _Run:
         if not first.layers:
             self._note_refused(first, edit)
             return PassResult(self._source, (), tuple(edit.skips))
+        del first  # it holds a copy of every weight, and calibration is next
         start = self._raised(edit)
         if start is None:
             return PassResult(self._source, (), tuple(edit.skips))
@@ -145,7 +167,7 @@ class _Run:
         names = Names(fork.graph)
         banned: set[str] = set()
         grids: dict[str, Grid] = {}
-        percentile = self._options.percentile if self._options.observer == "percentile" else None
+        chosen: dict[str, Range] = {}
         while True:
             rules = Rules(
                 frozenset(self._settings.ops),
@@ -156,31 +178,43 @@ class _Run:
             plan = place(fork.graph, choice.layers, rules)
             wanted = [root.name for root in plan.roots() if root.name and root.name not in grids]
             bad = []
-            for name, seen in observe(fork, self._context, wanted, percentile).items():
+            for name, seen in observe(fork, self._context, wanted, self._settings.observer).items():
                 if seen.trouble:
                     bad.append(name)
                     edit.skip("activation", name, seen.trouble)
                 else:
-                    grids[name] = activation_grid(seen.low, seen.high, self._settings.activation)
+                    chosen[name], grids[name] = seen, self._settings.grid(seen)
             if not bad:
+                _note_ranges(plan, chosen, edit)
                 return plan, grids
             if banned.issuperset(bad):
                 raise RuntimeError(f"placement keeps values that cannot be integer: {', '.join(sorted(bad))}")
             banned.update(bad)
 
     def _write(self, fork: Model, plan: Plan, grids: Mapping[str, Grid], edit: Edit, per_channel: bool) -> None:
-        lowering = Lowering(fork.graph, plan, grids, edit)
+        settings = self._settings
+        lowering = Lowering(fork.graph, plan, grids, edit, keep_clamps=settings.symmetric)
         scales = {n: float(lowering.grid(layer.data).scale) for n, layer in plan.layers.items()}
-        writer = WeightWriter(fork.graph, edit, self._settings.weight, self._settings.reach, per_channel)
+        writer = WeightWriter(
+            fork.graph, edit, settings.weight, settings.reach, per_channel, float_bias=settings.float_bias
+        )
         old = [v for layer in plan.layers.values() for v in layer.node.inputs[1:] if v is not None]
-        _note_changes(plan, edit)
+        _note_changes(plan, edit, clamps=not settings.symmetric)
         lowering.run()
         for node, layer in plan.layers.items():
             writer.write(layer, scales[node])
         drop_unused(fork.graph, old)
 
 
-def _note_changes(plan: Plan, edit: Edit) -> None:
+def _note_ranges(plan: Plan, chosen: Mapping[str, Range], edit: Edit) -> None:
+    """Ranges that leave something out: by which observer, and where they end."""
+    for root in plan.roots():
+        seen = chosen.get(root.name or "")
+        if seen is not None and seen.observer != "minmax":
+            edit.change("range", root, f"[{seen.low:.6g}, {seen.high:.6g}] by {seen.observer}")
+
+
+def _note_changes(plan: Plan, edit: Edit, *, clamps: bool) -> None:
     for node in plan.layers:
         edit.change(
             "layer", node, f"{node.op_type} with 8-bit weights, {'8-bit' if node in plan.giving else 'float'} result"
@@ -188,7 +222,7 @@ def _note_changes(plan: Plan, edit: Edit) -> None:
     for node in plan.giving:
         if node in plan.joiners:
             edit.change("joiner", node, node.op_type)
-        if node in plan.clamps:
+        if clamps and node in plan.clamps:
             edit.change("clamp", plan.clamps[node], "the grid of the result saturates where it would")
     for node in plan.carriers:
         edit.change("carrier", node, f"{node.op_type} of integers")

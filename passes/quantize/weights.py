@@ -11,10 +11,15 @@ from passes.quantize.layers import Layer
 
 
 class WeightWriter:
-    """Replaces weights and biases of layers in ``graph``; layers that share a weight share its integers too."""
+    """Replaces weights and biases of layers in ``graph``; layers that share a weight share its integers too.
 
-    def __init__(self, graph: ir.Graph, edit: Edit, dtype: str, reach: int, per_channel: bool) -> None:
-        self._graph, self._edit = graph, edit
+    ``float_bias`` leaves biases as they are, for runtimes that add them in float.
+    """
+
+    def __init__(
+        self, graph: ir.Graph, edit: Edit, dtype: str, reach: int, per_channel: bool, *, float_bias: bool = False
+    ) -> None:
+        self._graph, self._edit, self._float_bias = graph, edit, float_bias
         self._dtype, self._reach, self._per_channel = dtype, reach, per_channel
         self._written: dict[tuple[object, ...], ir.Value] = {}
 
@@ -31,11 +36,16 @@ class WeightWriter:
         if layer.bias is not None:
             old = node.inputs[2]
             assert old is not None
-            node.replace_input_with(2, self._constant(old, layer.bias, bias_grid(grid, input_scale, layer.channels)))
+            node.replace_input_with(2, self._bias(old, layer.bias, bias_grid(grid, input_scale, layer.channels)))
         if node.op_type == "Gemm":
             # alpha and beta are inside the weight and the bias now.
             node.attributes.pop("alpha", None)
             node.attributes.pop("beta", None)
+
+    def _bias(self, old: ir.Value, real: Array, grid: Grid) -> ir.Value:
+        if self._float_bias:
+            return self._edit.initializer(self._graph, f"{old.name or 'bias'}_float", np.array(real, np.float32))
+        return self._constant(old, real, grid)
 
     def _constant(self, old: ir.Value, real: Array, grid: Grid) -> ir.Value:
         key = (old, grid.scale.tobytes(), grid.axis, grid.dtype, real.shape)

@@ -55,6 +55,13 @@ def test_a_failure_is_one_object(
     assert tree["error"]["code"] == word and tree["source"] == "m.onnx"
 
 
+def test_a_polite_kill_is_said_and_keeps_its_code(lathe: Lathe, api: SimpleNamespace) -> None:
+    api.compile_settings = fails(SystemExit(143))
+    result = lathe("optimize", "m.onnx", "-q", "--json")
+    assert (result.exit_code, result.stderr) == (143, "error: terminated\n")
+    assert one_object(result.stdout)["error"]["code"] == "terminated"
+
+
 def test_debug_shows_the_traceback(lathe: Lathe, api: SimpleNamespace) -> None:
     api.compile_settings = fails(ZeroDivisionError("x"))
     result = lathe("optimize", "m.onnx", "--debug")
@@ -78,6 +85,7 @@ def test_other_verbs_fail_with_an_object_too(lathe: Lathe, api: SimpleNamespace)
         (("optimize", "m.onnx", "--goal", "latancy"), "no goal 'latancy' (did you mean 'latency'?)"),
         (("optimize", "m.onnx", "--provider", "cuba"), "no provider 'cuba' (did you mean 'cuda'?)"),
         (("optimize", "m.onnx", "-O4"), "range"),
+        (("optimize", "m.onnx", "--seed", "-1"), "range"),
         (("optimize", "m.onnx", "--threads", "0"), "range"),
         (("cache", "purne"), "no action 'purne' (did you mean 'prune'?)"),
         (("cache", "prune", "--max-size", "10 apples"), "is not a size"),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from optimizer import faults
 from optimizer.cli.watching import Live, watching
 from optimizer.plan import DataRequest, Settings, SourceRequest
 from optimizer.progress import Watcher
@@ -94,12 +95,23 @@ def test_people_read_stderr_and_scripts_read_stdout(lathe: Lathe, asked: list[Se
 
 
 def test_quiet_verbose_and_log_file(lathe: Lathe, asked: list[Settings], tmp_path: Path) -> None:
-    assert lathe("optimize", "m.onnx", "-q").stderr == "warning: a concern\n"
+    assert lathe("optimize", "m.onnx", "-q").stderr.splitlines() == [
+        "warning: a concern",
+        *(f"warning: {text}" for text in records.OPTIMIZED.warnings),
+    ]
     assert "  a detail\n" in lathe("optimize", "m.onnx", "-v").stderr
     lathe("optimize", "m.onnx", "-q", "--log-file", "log.txt")
     log = (tmp_path / "log.txt").read_text()
     assert "a detail" in log and "int8 dynamic rejected" in log and "T" in log.splitlines()[0][:24]
     assert lathe("optimize", "m.onnx", "--log-file", "no/such/log.txt").exit_code == 5
+
+
+def test_quiet_still_says_what_went_wrong(lathe: Lathe, api: SimpleNamespace) -> None:
+    error = faults.limit_not_met("the limit cannot be met: size<=1B", hint="loosen it").as_json()
+    warned = replace(records.OPTIMIZED, warnings=("few samples",))
+    api.compile_settings = lambda settings, watch: replace(warned, outcome=Outcome.NONE, artifact=None, error=error)
+    said = "warning: few samples\nerror: the limit cannot be met: size<=1B. loosen it\n"
+    assert lathe("optimize", "m.onnx", "-q").stderr == said
 
 
 def test_json_is_the_record(lathe: Lathe, asked: list[Settings]) -> None:

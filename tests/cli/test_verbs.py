@@ -31,10 +31,12 @@ def test_benchmark(lathe: Lathe, api: SimpleNamespace) -> None:
         return SimpleNamespace(rows=(ROW,), warnings=("random inputs",), as_json=lambda: {"rows": [ROW]})
 
     api.benchmark = benchmark
-    result = lathe("benchmark", "a.onnx", "b", "--provider", "cpu", "--batch", "1", "--batch", "8", "--threads", "2")
+    flags = "--provider cpu --batch 1 --batch 8 --threads 2 --shape x:1,3"
+    result = lathe("benchmark", "a.onnx", "b", *flags.split())
     assert "1.20 ±1.7%" in result.stdout and "warning: random inputs" in result.stderr
     models, given = calls[0]
     del given["watch"]
+    assert given.pop("settings").source.shapes == ("x:1,3",), "a PyTorch module may need them"
     wanted = {"provider_names": ("cpu",), "batches": (1, 8), "threads": (2,), "data": None, "metric": None}
     assert models == ["a.onnx", "b"] and given == {**wanted, "seconds": 3.0}
     assert one_object(lathe("benchmark", "a.onnx", "--json").stdout)["rows"][0]["latency"]["p50"] == 1.2

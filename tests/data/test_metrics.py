@@ -63,6 +63,17 @@ CASES: dict[str, tuple[np.ndarray, np.ndarray, Any]] = {
 }
 
 
+def test_perplexity_takes_probabilities_too() -> None:
+    given = softmax(TOKENS.astype(np.float64)).astype(np.float32)
+    found = METRICS["perplexity"].score(rows(METRICS["perplexity"], given, NEXT))
+    assert found == pytest.approx(perplexity(TOKENS, NEXT), rel=1e-5)
+    sure = np.zeros((1, 2, 3), np.float32)
+    sure[..., 0] = 1
+    assert METRICS["perplexity"].score(rows(METRICS["perplexity"], sure, np.zeros((1, 2), int))) == 1
+    wrong = METRICS["perplexity"].score(rows(METRICS["perplexity"], sure, np.ones((1, 2), int)))
+    assert np.isfinite(wrong) and wrong > 1e30
+
+
 def test_every_metric_is_checked() -> None:
     assert set(CASES) == set(METRICS)
 
@@ -238,6 +249,13 @@ def test_the_label_and_output_that_fit_are_used() -> None:
     assert (metric.label, metric.output) == ("y", "logits")
     named = choose("top1:aux", (LOGIT_PORT, Port("aux", "FLOAT", ("n", C))), data(CLASSES))
     assert (named.name, named.base, named.output) == ("top1:aux", "top1", "aux")
+
+
+def test_labels_that_no_metric_can_use_are_said() -> None:
+    metric = choose(None, (LOGIT_PORT,), data(CLASSES + 1))
+    assert metric.name == "agreement"
+    assert metric.note == "labels are not used: labels 'labels' run from 1 to 7, but output 'logits' has 7 classes"
+    assert not choose(None, (LOGIT_PORT,), data(CLASSES)).note and not choose(None, (LOGIT_PORT,), data()).note
 
 
 REFUSED: list[tuple[str, tuple[Port, ...], Samples | None, str]] = [

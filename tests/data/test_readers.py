@@ -57,6 +57,15 @@ def test_npz_members_are_unpacked_once_and_memory_mapped(tmp_path: Path) -> None
     assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == before
 
 
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_what_was_unpacked_is_unpacked_again_when_it_was_pruned_or_cut(tmp_path: Path, damage: str) -> None:
+    path = saved(tmp_path, input=rows(6), labels=np.arange(6))
+    load(path)
+    first = min(tmp_path.rglob("*.npy"))
+    first.write_bytes(first.read_bytes()[:-4]) if damage == "cut" else first.unlink()
+    assert len(load(path)) == 6
+
+
 def test_a_changed_archive_is_unpacked_again(tmp_path: Path) -> None:
     first = load(saved(tmp_path, input=rows())).digest()
     assert load(saved(tmp_path, input=rows() + 1)).digest() != first

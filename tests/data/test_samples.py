@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from optimizer.data.checks import from_arrays
 from optimizer.data.samples import cut
-from optimizer.data.synthetic import synthetic
+from optimizer.data.synthetic import like, synthetic
 from passes.kit.model import Port
 
 X = Port("x", "FLOAT", ("batch", 3))
@@ -143,3 +143,37 @@ def test_synthetic_inputs_without_a_common_batch_are_whole_feeds() -> None:
     assert feed["x"].shape == (1, 4) and feed["past"].shape == (2, 1, 16, 8)
     constants = synthetic((Port("t", "INT32", ()),), 3, 0)
     assert len(constants) == 3 and len(list(constants.feeds(1))) == 3
+
+
+def test_made_up_samples_have_the_sizes_and_the_range_of_real_ones() -> None:
+    ports = (
+        Port("ids", "INT32", ("batch", "sequence")),
+        Port("mask", "INT32", ("batch", "sequence")),
+        Port("image", "FLOAT", ("batch", 3, None)),
+        Port("rate", "INT64", ()),
+    )
+    rng = np.random.default_rng(0)
+    image = rng.uniform(50, 60, (20, 3, 7)).astype(np.float32)
+    image[0, 0, 0] = np.nan
+    arrays = {"ids": rng.integers(90, 99, (20, 5)), "mask": np.zeros((20, 5), int), "image": image, "rate": 16000}
+    made = like(from_arrays(arrays, ports, nan_ok=True), 6, seed=0)
+    (feed, _), *_ = made.feeds(6)
+    assert feed["ids"].shape == (6, 5) and 90 <= feed["ids"].min() < feed["ids"].max() <= 98
+    assert (feed["mask"] == 1).all() and feed["rate"] == 16000
+    assert feed["image"].shape == (6, 3, 7) and 50 <= feed["image"].min() < feed["image"].max() <= 60
+
+
+def test_made_up_samples_of_whole_feeds_have_their_rows() -> None:
+    port = Port("x", "FLOAT", ("batch", 3))
+    whole = from_arrays({"x": np.ones((5, 4, 3), np.float32)}, (port,))
+    (feed, _), *_ = like(whole, 2, seed=0).feeds(1)
+    assert feed["x"].shape == (4, 3)
+    assert len(like(whole.take([]), 2, seed=0)) == 2
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.float64])
+def test_made_up_samples_do_without_a_range_that_cannot_be_drawn_from(dtype: type) -> None:
+    info = np.finfo(dtype) if dtype is np.float64 else np.iinfo(dtype)
+    port = Port("x", np.dtype(dtype).name.upper().replace("FLOAT64", "DOUBLE"), ("batch", 2))
+    real = from_arrays({"x": np.array([[info.min, info.max]], dtype)}, (port,))
+    assert len(like(real, 3, seed=0)) == 3

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 
@@ -62,6 +64,12 @@ def test_at_confirm_bounds_decide(drop: DropEstimate, fast: SpeedReading, word: 
     assert ("more samples" in verdict.need) == (word is Judgement.UNDECIDED)
 
 
+@pytest.mark.parametrize("judged", [judge.at_confirm, partial(judge.on_select, True)])
+def test_a_drop_of_exactly_what_is_allowed_is_within_the_budget(judged: Callable[..., Verdict]) -> None:
+    just = replace(exact_drop(5, 0, 500), value=1 - 0.99)  # a little more than 0.01 in binary
+    assert judged(quality(just), FAST, SIZES, STAKES).judgement is not Judgement.REJECTED
+
+
 def test_a_drop_beyond_the_budget_is_rejected_even_when_it_might_be_chance() -> None:
     drop = exact_drop(3, 0, 200)
     assert drop.value > 0.01 > drop.lower_one_sided
@@ -108,6 +116,11 @@ def test_the_goal_ranks_what_was_accepted() -> None:
     tried = [entry("a", 2.0, 30), entry("b", 3.0, 40), entry("c", 1.5, 10), entry("d", 9.0, 1, Judgement.REJECTED)]
     assert [t.step.label for t in judge.ranked(tried, "latency")] == ["b", "a", "c"]
     assert [t.step.label for t in judge.ranked(tried, "size")] == ["c", "a", "b"]
+
+
+def test_where_nothing_lossy_could_be_tried_it_says_why() -> None:
+    assert judge.why_lossless([], "no layer") == "nothing that spends quality was tried: no layer"
+    assert judge.why_lossless([]) == "nothing that spends quality was tried"
 
 
 def test_a_recipe_that_did_nothing_says_why() -> None:

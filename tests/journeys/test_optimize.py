@@ -11,7 +11,9 @@ import onnx
 import pytest
 
 import optimizer
+from optimizer import api
 from optimizer.faults import Exit, Fault
+from optimizer.plan import Settings, SourceRequest
 from optimizer.records import Confidence, Judgement, Outcome, Record
 from tests.support import models
 
@@ -158,6 +160,36 @@ def test_nothing_is_written_over_what_is_there(tmp_path: Path, cache: Path) -> N
     with pytest.raises(Fault) as caught:
         optimizer.compile(str(model), output=tmp_path / "out.lathe", cache_dir=cache)
     assert caught.value.exit is Exit.USAGE and (tmp_path / "out.lathe" / "mine.txt").exists()
+    with pytest.raises(Fault) as rehearsed:
+        api.plan(Settings(SourceRequest(str(model)), output=tmp_path / "out.lathe", cache_dir=cache))
+    assert rehearsed.value.code == caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"goal": "speed"}, "goal cannot be 'speed'. Known: latency"),
+        ({"level": 9}, "level cannot be 9"),
+        ({"seed": -1}, "seed cannot be -1. The least is 0"),
+        ({"threads": 0}, "threads cannot be 0"),
+        ({"bogus": 1}, "no argument 'bogus'"),
+        ({"budget": "latency<=3"}, "'latency<=3' cannot be read"),
+    ],
+)
+def test_the_python_api_refuses_what_the_flags_refuse(
+    given: dict[str, Any], said: str, tmp_path: Path, cache: Path
+) -> None:
+    model = models.cnn(tmp_path / "cnn.onnx")
+    with pytest.raises(Fault, match=said) as caught:
+        optimizer.compile(model, cache_dir=str(cache), output=tmp_path / "out.lathe", **given)
+    assert caught.value.exit is Exit.USAGE
+
+
+def test_a_benchmark_needs_a_model_and_a_metric_needs_data() -> None:
+    with pytest.raises(Fault, match="no model was named"):
+        optimizer.benchmark([])
+    with pytest.raises(Fault, match="the metric 'top1' needs data"):
+        optimizer.benchmark(["m.onnx"], metric="top1")
 
 
 def test_a_users_metric_pass_and_evaluator_are_theirs_although_they_are_called_like_ours(

@@ -226,6 +226,7 @@ def test_a_bare_number_proves_nothing() -> None:
     found = DropEstimate.of_numbers(0.9, 0.8)
     assert found.value == pytest.approx(0.1) and (found.low, found.high) == (-math.inf, math.inf)
     assert DropEstimate.of_numbers(2.0, 2.5, higher_is_better=False).value == 0.5
+    assert DropEstimate.of_numbers(0.9, math.nan).value == math.inf, "an evaluation that fails is no gain"
     assert samples_needed(found, 0.2) is None
 
 

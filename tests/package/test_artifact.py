@@ -142,6 +142,19 @@ def test_what_is_not_ours_is_never_overwritten(tmp_path: Path, extra: str) -> No
     assert (tmp_path / "a" / extra).exists()
 
 
+def test_a_place_that_cannot_hold_the_output_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Fault, match="nothing can be written below it") as caught:
+        artifact.check_output(tmp_path / "file" / "new" / "out", overwrite=False)
+    assert caught.value.exit == Exit.USAGE
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(Fault, match="no permission") as caught:
+        artifact.check_output(tmp_path / "out", overwrite=False)
+    assert caught.value.exit == Exit.FAULT
+
+
 def test_files_that_somebody_put_into_an_artifact_are_not_deleted(tmp_path: Path) -> None:
     place = artifact.write(tmp_path / "a", parts.contents())
     (place / "notes.txt").write_text("mine")

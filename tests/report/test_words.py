@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from optimizer.records import Interval, Quality
@@ -19,6 +21,7 @@ from tests.report import records
         (words.size(512), "512 B"),
         (words.size(1_210_000), "1.21 MB"),
         (words.size(13_200_000_000), "13.2 GB"),
+        (words.count(64), "64"),
         (words.count(1_530), "1.53 k"),
         (words.count(4.56e9), "4.56 G"),
         (words.duration(4.21), "4.2 s"),
@@ -72,3 +75,8 @@ def test_a_drop_is_told_in_the_metrics_own_direction(drop: Interval, metric: Qua
 def test_headlines(name: str, headline: str, step: str) -> None:
     assert words.headline(records.ALL[name]).startswith(headline)
     assert words.next_step(records.ALL[name]).startswith(step)
+
+
+def test_the_next_step_can_be_pasted_into_a_shell() -> None:
+    spaced = replace(records.OPTIMIZED, artifact="/my models/net.lathe")
+    assert words.next_step(spaced) == "lathe verify '/my models/net.lathe'"

@@ -16,7 +16,7 @@ from optimizer.runtime.sessions import Site
 from optimizer.store.store import Store, key_of
 from passes.kit.context import NoData
 from passes.kit.model import Model
-from passes.kit.reducers import ChannelMaxAbs, Histogram, MinMax
+from passes.kit.reducers import ChannelMaxAbs, Histogram, MinMax, SampleExtremes
 from tests.support.runtime import model, run, target
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17]> g (float[n,6] x) => (float[n,6] y) {
@@ -53,16 +53,25 @@ def test_inputs_inner_values_and_outputs_are_folded_over_every_sample_once(tmp_p
     assert told["y"].arrays["counts"].sum() == DATA.size
 
 
-def test_the_answer_does_not_depend_on_the_batch(
+def test_the_answer_does_not_depend_on_how_samples_are_grouped(
     tmp_path: Path, subject: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = []
-    for largest in (1, 5, 16):
-        monkeypatch.setattr(module, "LARGEST_BATCH", largest)
-        told.append(world(tmp_path / str(largest), subject, samples_of(subject)).stats(subject, reducers()))
+    for room in (1, 130, 1 << 20):
+        monkeypatch.setattr(module, "PARCEL_BYTES", room)
+        told.append(world(tmp_path / str(room), subject, samples_of(subject)).stats(subject, reducers()))
     for name in reducers():
         for key in told[0][name].arrays:
             assert all(np.array_equal(told[0][name].arrays[key], t[name].arrays[key]) for t in told)
+
+
+def test_padding_of_a_models_own_batch_is_left_out_and_samples_are_told_apart(tmp_path: Path) -> None:
+    fixed = model(TEXT.replace("[n,", "[5,"), w=np.eye(6, dtype=np.float32))
+    told = world(tmp_path, fixed, samples_of(fixed)).stats(fixed, {"x": MinMax(), "h": SampleExtremes()})
+    assert told["x"].arrays["count"] == DATA.size
+    assert told["h"].arrays["samples"] == len(DATA)
+    means = told["h"].means()  # type: ignore[attr-defined]
+    assert means == pytest.approx((DATA.min(1).mean(dtype=float), DATA.max(1).mean(dtype=float)), rel=1e-12)
 
 
 def test_a_question_is_answered_once(tmp_path: Path, subject: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,13 @@ def test_an_artifact_is_opened_by_its_folder(tmp_path: Path) -> None:
     assert opened("adder.lathe", tmp_path).name == "adder"
 
 
+def test_options_for_an_export_are_said_to_have_no_effect_on_a_file(tmp_path: Path) -> None:
+    save(add_weights(), tmp_path, "adder.onnx")
+    assert not opened("adder.onnx", tmp_path).warnings
+    (warning,) = opened("adder.onnx", tmp_path, shapes=("x:1,3",), opset=13).warnings
+    assert warning == "--shape and --opset: without effect, as the model is ONNX already"
+
+
 @pytest.mark.parametrize(
     ("text", "exit_", "code", "message"),
     [

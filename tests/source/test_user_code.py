@@ -97,6 +97,7 @@ def test_readers_may_give_whole_arrays_or_a_short_tail_or_too_much(shared: UserF
     ("name", "what", "code", "text"),
     [
         ("fails", "call", "user-code-failed", r"user_tools\.py:\d+: 'user_tools:fails' raised KeyError: 'logits'"),
+        ("greedy", "call", "user-code-failed", "^user_tools:accuracy: .* raised TypeError: .* missing 3"),
         ("leaves", "call", "user-code-failed", "raised SystemExit: enough"),
         ("odd", "call", "bad-result", "it returned a object. Return numbers or numpy arrays"),
         ("CALLS", "call", "not-a-function", "'user_tools:CALLS' is list, not a function"),

@@ -104,3 +104,7 @@ def empty():
 
 def number():
     return 3
+
+
+def greedy(outputs, labels, more):
+    return 1.0

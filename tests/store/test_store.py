@@ -46,19 +46,24 @@ def test_weights_are_kept_once_for_all_models_that_share_them(store: Store, smal
     assert len(list((store.root / "graphs").glob("*.onnx"))) == 2
 
 
-@pytest.mark.parametrize("damage", ["graph", "blob", "missing blob"])
-def test_a_damaged_model_is_a_miss(store: Store, small: Model, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["graph", "blob", "missing blob", "other bytes"])
+@pytest.mark.parametrize("asked", [True, False], ids=["asked", "put at once"])
+def test_a_damaged_model_is_a_miss(store: Store, small: Model, damage: str, asked: bool) -> None:
     path = store.put_model(small)
     (blob,) = (store.root / "graphs" / "blobs").iterdir()
     if damage == "graph":
         path.write_bytes(b"\x08")
     elif damage == "blob":
         blob.write_bytes(blob.read_bytes()[:-1])
+    elif damage == "other bytes":
+        blob.write_bytes(bytes(blob.stat().st_size))
     else:
         blob.unlink()
-    assert store.get_model(small.digest()) is None
-    store.put_model(small)
-    assert store.get_model(small.digest()) is not None
+    later = Store(store.root)  # another process, another day
+    assert not asked or later.get_model(small.digest()) is None
+    later.put_model(small)
+    back = Store(store.root).get_model(small.digest())
+    assert back is not None and back.digest() == small.digest()
 
 
 def test_answers_come_back_and_damaged_ones_are_forgotten(store: Store) -> None:
@@ -80,6 +85,8 @@ def test_looks_are_counted_and_survive_pruning(store: Store) -> None:
     assert [store.look("d"), store.look("d"), store.look("e")] == [1, 2, 1]
     store.prune(0)
     assert store.look("d") == 3
+    (store.root / "looks" / "d").write_bytes(b"\xff\x00")
+    assert store.look("d") == 1
 
 
 def test_the_least_recently_used_goes_first(store: Store) -> None:

@@ -105,7 +105,52 @@ class Crashes(Pass):
         return PassResult(model)
 
 
-EXTRA: dict[str, type[Pass]] = {c.name: c for c in (Wrong, Drift, Raises, Renames, Crashes)}
+@dataclass(frozen=True)
+class CrashesUnsaid(Crashes):
+    """Takes its process down without a word about native code."""
+
+    name = "crashes-unsaid"
+    native = False
+
+
+@dataclass(frozen=True)
+class Exits(Pass):
+    """Ends the program, as a script may."""
+
+    name = "exits"
+    exactness = Exactness.EXACT
+
+    def apply(self, model: Model, context: Context) -> PassResult:
+        raise SystemExit(7)
+
+
+@dataclass(frozen=True)
+class Chatty(Pass):
+    """Prints, and spoils the model that it was given."""
+
+    name = "chatty"
+    exactness = Exactness.EXACT
+
+    def apply(self, model: Model, context: Context) -> PassResult:
+        print("hello from a pass")
+        model.graph.outputs[0].name = "spoiled"
+        return PassResult(model)
+
+
+@dataclass(frozen=True)
+class Asks(Pass):
+    """Asks for a value of the model, prints it, and changes nothing."""
+
+    name = "asks"
+    exactness = Exactness.EXACT
+
+    def apply(self, model: Model, context: Context) -> PassResult:
+        print(context.run(model, [{"x": np.zeros((1, 8), np.float32)}], ["b"]))
+        return PassResult(model)
+
+
+STRANGERS = (Wrong, Drift, Raises, Renames, Crashes, CrashesUnsaid, Exits, Chatty, Asks)
+EXTRA: dict[str, type[Pass]] = {c.name: c for c in STRANGERS}
 
 
 @pytest.fixture
@@ -138,6 +183,8 @@ def test_a_good_recipe_is_applied_and_remembered(builder: Builder, source: Model
         ("raises", "it raised ValueError: no such thing"),
         ("renames", "changed the signature"),
         ("crashes", "SIGSEGV"),
+        ("crashes-unsaid", "SIGSEGV"),
+        ("exits", "the worker process ended"),
     ],
 )
 def test_a_faulty_pass_is_named_and_left_out(builder: Builder, source: Model, name: str, says: str) -> None:
@@ -146,6 +193,43 @@ def test_a_faulty_pass_is_named_and_left_out(builder: Builder, source: Model, na
     assert fault.name == name and says in fault.fault
     assert found.recipe == Recipe.parse("tidy"), "the recipe that ships is the one that was applied"
     assert "Identity" not in op_types(found.model)
+
+
+@pytest.mark.parametrize("name", ["chatty", "asks"])
+def test_what_a_pass_of_someone_else_prints_or_spoils_stays_with_it(
+    builder: Builder, source: Model, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = builder.build(source, Recipe.parse(name))
+    assert not found.faults and found.model is source
+    assert source.graph.outputs[0].name == "y"
+    assert capfd.readouterr().out == "", "stdout is for data"
+
+
+def test_folding_a_weight_is_bit_equal_although_the_runtime_packs_constant_weights(builder: Builder) -> None:
+    rng = np.random.default_rng(0)
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[n,8] x) => (float[n,1,32] h) {
+        w = Concat<axis = 1>(w1, w2)
+        s = Unsqueeze(x, axis)
+        y, h3, c3 = LSTM<hidden_size = 32>(s, w, r)
+        h = Identity(h3)
+    }"""
+    weights = {name: rng.normal(size=(1, 64, 8)).astype(np.float32) for name in ("w1", "w2")}
+    source = model(text, **weights, r=rng.normal(size=(1, 128, 32)).astype(np.float32), axis=np.int64([1]))
+    found = builder.build(source, Recipe.parse("fold-constants"))
+    assert not found.faults and "Concat" not in op_types(found.model)
+
+
+def test_a_verdict_holds_for_the_inputs_that_it_was_reached_on(builder: Builder, source: Model) -> None:
+    world, store = builder.world, builder.store
+    blind = Verifier(
+        world.site, store, [{"x": np.full((1, 8), -100, np.float32)}]
+    )  # Relu gives zeros whatever is added
+    try:
+        assert not Builder(world, blind, store, EXTRA).build(source, Recipe.parse("wrong")).faults
+    finally:
+        blind.close()
+    (fault,) = builder.build(source, Recipe.parse("wrong")).faults
+    assert "output 'y' differs by" in fault.fault, "not the drift of the whole chain"
 
 
 def test_a_chain_that_drifts_is_bisected_to_the_pass(builder: Builder, source: Model) -> None:

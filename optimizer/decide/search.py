@@ -1,0 +1,256 @@
+"""The strategy of -O3: which recipe to look at next, given what was measured so far. Pure: it asks, others measure.
+
+:func:`strategy` is a generator: it yields an :class:`Ask` and is sent a :class:`Seen`. It may be stopped at any
+moment; whatever was accepted until then can ship. The same answers give the same questions, so a search that was
+killed takes up its path again from what the store remembers.
+
+It halves the space with cheap looks before it measures (successive halving; Jamieson & Talwalkar 2016, arXiv
+1502.07943): a *glance* builds a model and compares its outputs with the float ones, a *full* look adds the metric, and
+only what holds there is timed. Between them it climbs one coordinate at a time:
+
+1. every form as it is;
+2. for those that are fast but lose too much: what each aid (an observer, equalizing, rounding ...) brings at a glance,
+   the helpful ones together, measured in full;
+3. layers left in float whose integer kernel the profile shows to be slower than the float one;
+4. while the quality does not hold with room to spare: layers left in float by the damage that they do for the time
+   that they save, the fewest that suffice found by doubling and bisection;
+5. neighbours of the best, until none is better.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from optimizer.decide.space import STATIC, Point, Space
+
+COMFORTABLE = 0.5
+"""A drop up to this share of what is allowed leaves room for the confirm samples to be harder."""
+
+FASTER = 1.01
+"""A recipe is better than another from this ratio of their gains on; below it, the one that loses less is."""
+
+HELPS_DB = 0.3
+"""An aid is worth combining with others when it wins this much signal over noise at the outputs."""
+
+LOSES_SHARE = 0.01
+"""A layer is looked at as not paying when its integer kernel costs this share of the whole run more than the float
+one."""
+
+MOST_LIGHTENED = 6
+MOST_AIMED = 4
+
+
+class Depth(enum.Enum):
+    """How closely to look."""
+
+    GLANCE = "glance"
+    FULL = "full"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A recipe to look at, how closely, and why, in words."""
+
+    point: Point
+    depth: Depth
+    why: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What came of a look. ``sqnr`` is signal over noise at the outputs in dB; ``drop`` in the metric's unit; ``gain``
+    how many times better than the source it is in what the goal asks for (``None`` when it was not measured)."""
+
+    sqnr: float | None = None
+    accepted: bool = False
+    gain: float | None = None
+    drop: float | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the search stands on.
+
+    ``margin`` is the drop allowed (``None``: no limit), ``damage`` the relative error that each layer alone causes at
+    the outputs, ``saved_ms`` what its integer kernel saves in one run of ``total_ms``, ``groups`` the layers that are
+    left in float together, ``known`` what was measured before the search began.
+    """
+
+    space: Space
+    margin: float | None
+    damage: Mapping[str, float] = field(default_factory=dict)
+    saved_ms: Mapping[str, float] = field(default_factory=dict)
+    total_ms: float = 0.0
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    known: Mapping[Point, Seen] = field(default_factory=dict)
+
+
+Looking = Generator[Ask, Seen, None]
+Weighing = Generator[Ask, Seen, Seen]
+
+
+def strategy(facts: Facts) -> Looking:
+    """Questions, the most promising first; ends when nothing is left that could be better."""
+    return _Search(facts).run()
+
+
+class _Search:
+    """One search: what was seen, and the best so far."""
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts, self._space = facts, facts.space
+        self._full = dict(facts.known)
+        self._sqnr: dict[Point, float | None] = {}
+        self.best: Point | None = None
+        for point in self._full:
+            self._consider(point)
+
+    def run(self) -> Looking:
+        for point in self._space.forms():
+            yield from self._weigh(point, "the form as it is")
+        for point in self._promising():
+            if not self._comfortable(point):
+                yield from self._sharpen(point)
+        yield from self._lighten()
+        if self.best is None or not self._comfortable(self.best):
+            yield from self._leave_out()
+        yield from self._fill_in()
+        yield from self._neighbours()
+
+    # -- looking -------------------------------------------------------------------------------------------------
+    def _weigh(self, point: Point, why: str) -> Weighing:
+        if point not in self._full:
+            self._full[point] = yield Ask(point, Depth.FULL, why)
+            self._consider(point)
+        return self._full[point]
+
+    def _glance(self, point: Point, why: str) -> Generator[Ask, Seen, float | None]:
+        if point not in self._sqnr:
+            self._sqnr[point] = (yield Ask(point, Depth.GLANCE, why)).sqnr
+        return self._sqnr[point]
+
+    def _consider(self, point: Point) -> None:
+        seen = self._full[point]
+        if seen.accepted and (self.best is None or self._better(seen, self._full[self.best])):
+            self.best = point
+
+    def _better(self, seen: Seen, than: Seen) -> bool:
+        mine, theirs = seen.gain or 0.0, than.gain or 0.0
+        if mine >= theirs * FASTER or theirs >= mine * FASTER:
+            return mine > theirs
+        return (seen.drop or 0.0, -mine) < (than.drop or 0.0, -theirs)
+
+    def _comfortable(self, point: Point) -> bool:
+        seen, margin = self._full[point], self._facts.margin
+        return seen.accepted and (margin is None or (seen.drop or 0.0) <= margin * COMFORTABLE)
+
+    def _promising(self) -> list[Point]:
+        """What pays in time, or may do so: it was not timed because it lost too much. The fastest first."""
+        found = [p for p, s in self._full.items() if not p.left and (s.accepted or s.drop is not None)]
+        pays = [p for p in found if (g := self._full[p].gain) is None or g > 1.0]
+        return sorted(pays, key=lambda p: -(self._full[p].gain or 0.0))
+
+    # -- the steps -----------------------------------------------------------------------------------------------
+    def _sharpen(self, point: Point) -> Looking:
+        """The aids that help at a glance, put together as long as they help each other."""
+        start = yield from self._glance(point, "what the form alone gives")
+        if start is None:
+            return
+        gains: dict[int, float] = {}
+        aids = self._space.aids(point.form)
+        for i, aid in enumerate(aids):
+            sqnr = yield from self._glance(point.with_aid(aid), f"what '{aid.label}' brings")
+            if sqnr is not None and sqnr > start + HELPS_DB:
+                gains[i] = sqnr
+        made, reached = point, start
+        for i in sorted(gains, key=lambda i: (-gains[i], i)):
+            if any(a.kind == aids[i].kind for a in made.aids):
+                continue
+            wider = made.with_aid(aids[i])
+            sqnr = yield from self._glance(wider, "aids together")
+            if sqnr is not None and sqnr > reached + HELPS_DB / 3:
+                made, reached = wider, sqnr
+        if made != point:
+            yield from self._weigh(made, f"{reached - start:+.1f} dB at a glance")
+
+    def _lighten(self) -> Looking:
+        """Leave in float, one after the other, layers that integers make slower."""
+        least = -LOSES_SHARE * self._facts.total_ms
+        slower = sorted((ms, name) for name, ms in self._facts.saved_ms.items() if ms < least)
+        for ms, name in slower[:MOST_LIGHTENED]:
+            start = self.best or next(iter(self._promising()), None)
+            if start is None or start.form != STATIC or name in start.left:
+                continue
+            wider = replace(start, left=start.left | {name})
+            yield from self._weigh(wider, f"its integer kernel is {-ms * 1e3:.0f} us slower than the float one")
+
+    def _leave_out(self) -> Looking:
+        """The fewest damaging groups whose absence lets the quality hold with room to spare."""
+        order, start = self._by_damage(), self._most_accurate()
+        if start is None or len(order) < 2:
+            return
+        fails, holds, count = 0, len(order), 1
+        while count < len(order):
+            if (yield from self._left_out(start, order, count)):
+                holds = count
+                break
+            fails, count = count, count * 2
+        while holds - fails > 1 and holds < len(order):
+            middle = (fails + holds) // 2
+            if (yield from self._left_out(start, order, middle)):
+                holds = middle
+            else:
+                fails = middle
+
+    def _left_out(self, start: Point, order: Sequence[str], count: int) -> Generator[Ask, Seen, bool]:
+        names = frozenset(n for group in order[:count] for n in self._facts.groups[group])
+        point = replace(start, left=start.left | names)
+        yield from self._weigh(point, f"without the {count} groups that do most damage for the time that they save")
+        return self._comfortable(point)
+
+    def _by_damage(self) -> list[str]:
+        """Groups by damage for each millisecond that they save, the worst first."""
+        floor = max(self._facts.total_ms, 1e-6) * 1e-3
+
+        def price(group: str) -> float:
+            layers = self._facts.groups[group]
+            saved = sum(self._facts.saved_ms.get(n, 0.0) for n in layers)
+            return sum(self._facts.damage.get(n, 0.0) for n in layers) / max(saved, floor)
+
+        return sorted(self._facts.groups, key=lambda g: (-price(g), g)) if self._facts.damage else []
+
+    def _most_accurate(self) -> Point | None:
+        """The static point that is most accurate at a glance among those that pay, before layers are left out."""
+        found = [p for p in self._promising() if p.form == STATIC]
+        return max(found, key=lambda p: self._sqnr.get(p) or 0.0) if found else None
+
+    def _fill_in(self) -> Looking:
+        """Give layers that static int8 leaves alone another form."""
+        start = self.best
+        if start is not None and start.form == STATIC and start.left and not start.rest:
+            for rest in self._space.rests(start.left):
+                yield from self._weigh(replace(start, rest=rest), "another form for the layers left in float")
+
+    def _neighbours(self) -> Looking:
+        """One change of the best at a time, until no change makes it better."""
+        while (start := self.best) is not None:
+            for point, why in self._near(start):
+                yield from self._weigh(point, why)
+                if self.best != start:
+                    break
+            if self.best == start:
+                return
+
+    def _near(self, start: Point) -> Iterator[tuple[Point, str]]:
+        order = [n for g in reversed(self._by_damage()) for n in self._facts.groups[g]]
+        for name in [n for n in order if n in start.left][:MOST_AIMED]:
+            yield replace(start, left=start.left - {name}), "one layer less in float"
+        if self._comfortable(start):
+            return
+        for aid in self._space.aids(start.form):
+            if aid not in start.aids:
+                yield start.with_aid(aid), f"with '{aid.label}'"
+        for aid in start.aids:
+            yield start.without_aid(aid), f"without '{aid.label}'"

@@ -1,0 +1,134 @@
+"""Operations that look inside a session, in a worker: values of two models side by side, the graph that the runtime
+made of a model, and what each of its nodes costs."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optimizer.runtime.jobs import run_model
+from optimizer.runtime.providers import open_session
+
+Array = np.ndarray[Any, Any]
+Feeds = dict[str, Any]
+
+SUMS = ("signal", "noise", "energy", "product")
+"""Columns of :func:`compare_values`: sums over elements of l*l, (r-l)^2, r*r and l*r."""
+
+SETTLING_RUNS = 3
+"""Profiled runs that are left out: the first ones pay for memory and caches."""
+
+
+def compare_values(
+    left: str, right: str, pairs: list[list[str]], feeds: list[Feeds], provider: str, threads: int
+) -> Array:
+    """Outputs of the models at ``left`` and ``right``, pair by pair of their names, summed over ``feeds``.
+
+    float64 [pairs, 4], columns as in :data:`SUMS`; a pair whose shapes differ gives NaN. Only elements that are finite
+    on both sides count. The runtime's optimizer is off, so that every value is what the graph says.
+    """
+    found = np.zeros((len(pairs), len(SUMS)))
+    for feed in feeds:
+        (a,), (b,) = (run_model(path, [feed], provider, threads, optimize=False) for path in (left, right))
+        for i, (name, other) in enumerate(pairs):
+            found[i] += _sums(np.asarray(a[name]), np.asarray(b[other]))
+    return found
+
+
+def _sums(a: Array, b: Array) -> Array:
+    if a.shape != b.shape:
+        return np.full(len(SUMS), np.nan)
+    x, y = (v.astype(np.float64, copy=False).reshape(-1) for v in (a, b))
+    good = np.isfinite(x) & np.isfinite(y)
+    if not good.all():
+        x, y = x[good], y[good]
+    gap = y - x
+    return np.array([x @ x, gap @ gap, y @ y, x @ y])
+
+
+def look_inside(
+    path: str, feeds: Feeds, provider: str, threads: int, runs: int, most_seconds: float = 2.0
+) -> dict[str, Any]:
+    """What the runtime makes of the model at ``path``: the nodes of its optimized graph and the time of each.
+
+    ``nodes`` are dicts of name, op (with its domain unless ONNX's own), inputs and outputs, in order; ``times`` maps a
+    node's name to [op, median milliseconds of one run, calls]. Shared names are summed. Stops after ``most_seconds``.
+    """
+    with tempfile.TemporaryDirectory(prefix="lathe-") as folder:
+        kept = Path(folder) / "optimized.onnx"
+        session = open_session(path, provider, threads, profile=str(Path(folder) / "profile"), keep=str(kept))
+        wanted = {i.name for i in session.get_inputs()}
+        fed = {k: v for k, v in feeds.items() if k in wanted}
+        deadline, done = time.monotonic() + most_seconds, 0
+        while done < SETTLING_RUNS + 1 or (done < SETTLING_RUNS + runs and time.monotonic() < deadline):
+            session.run(None, fed)
+            done += 1
+        events = json.loads(Path(session.end_profiling()).read_text())
+        nodes = _nodes(kept) if kept.exists() else []
+    return {"nodes": nodes, "times": _times(events, done), "runs": done - SETTLING_RUNS}
+
+
+def _nodes(path: Path) -> list[dict[str, Any]]:
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    return [
+        {
+            "name": n.name,
+            "op": f"{n.domain}.{n.op_type}" if n.domain not in ("", "ai.onnx") else n.op_type,
+            "inputs": list(n.input),
+            "outputs": list(n.output),
+        }
+        for n in graph.node
+    ]
+
+
+def _times(events: list[dict[str, Any]], runs: int) -> dict[str, list[Any]]:
+    """Median milliseconds per node over the runs after the settling ones. The profile's clock ticks in microseconds."""
+    taken: dict[str, list[float]] = defaultdict(list)
+    ops: dict[str, str] = {}
+    for event in events:
+        name = str(event.get("name", ""))
+        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
+            key = name.removesuffix("_kernel_time")
+            ops[key] = event["args"].get("op_name", "?")
+            taken[key].append(event["dur"] / 1e3)
+    found = {}
+    for key, values in taken.items():
+        calls = max(1, len(values) // runs)
+        whole = np.asarray(values[: len(values) // calls * calls]).reshape(-1, calls).sum(axis=1)
+        settled = whole[SETTLING_RUNS:] if len(whole) > SETTLING_RUNS else whole
+        found[key] = [ops[key], float(np.median(settled)), calls]
+    return found
+
+
+def switch(
+    path: str, name: str, masks: Array, feeds: list[Feeds], seconds: float, provider: str, threads: int
+) -> Array:
+    """Relative squared error of the float outputs for each row of ``masks`` fed to the input ``name``: float64 [rows].
+
+    ||y - r||^2 / ||r||^2, where r comes of the model with every switch off. Takes ``feeds`` one by one, the first in
+    any case, and no more once ``seconds`` have passed.
+    """
+    deadline = time.monotonic() + seconds
+    noise, signal = np.zeros(len(masks)), 0.0
+    off = np.zeros(masks.shape[1], bool)
+    for count, feed in enumerate(feeds):
+        if count and time.monotonic() > deadline:
+            break
+        (reference,) = run_model(path, [{**feed, name: off}], provider, threads, optimize=False)
+        signal += sum(_sums(v, v)[0] for v in reference.values() if _real(v))
+        for i, mask in enumerate(masks):
+            (found,) = run_model(path, [{**feed, name: mask}], provider, threads, optimize=False)
+            noise[i] += sum(_sums(np.asarray(v), np.asarray(found[k]))[1] for k, v in reference.items() if _real(v))
+    return noise / (signal or 1.0)
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
