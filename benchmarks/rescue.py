@@ -29,7 +29,7 @@ from passes.kit.recipe import Recipe
 
 TENSOR = "quantize-static{per-channel=no}"
 CHANNEL = "quantize-static"
-CORRECTED = "correct-bias"
+CORRECTED = "quantize-static{correct-bias=true}"
 RECIPES = {
     "per tensor": TENSOR,
     "per tensor, equalize": f"equalize, {TENSOR}",

@@ -16,8 +16,9 @@ from optimizer import ship
 from optimizer.climb import Climb, Tried, climb_all, margin, stakes
 from optimizer.decide import judge, ladder
 from optimizer.decide.ladder import Rung
+from optimizer.decide.search import prices
 from optimizer.decide.space import Space, offered
-from optimizer.explore import evidence, explore
+from optimizer.explore import evidence, explore, slower_layers, weight_share
 from optimizer.interrupts import first_interrupt
 from optimizer.measure.latency import quick, thorough
 from optimizer.measure.stats import corrected_alpha
@@ -104,14 +105,14 @@ def search(climb: Climb) -> None:
     facts = ladder.Facts(bench.settings.level, bench.calibrated, layers, dynamic)
     climb_all(climb, ladder.bold(facts))
     if bench.settings.level >= 3:
-        explore(climb, base, Space(offered(), bench.calibrated, layers, dynamic))
+        share = weight_share(base.model, bench.target.dynamic_ops)
+        explore(climb, base, Space(offered(), bench.calibrated, layers, dynamic, share))
         return
+    climb_all(climb, ladder.lightened(facts, climb.steps, slower_layers(climb, base, layers)))
     climb_all(climb, ladder.refined(facts, climb.steps))
-    static = ladder.gentler_than(facts, climb.steps, margin(climb))
-    found = next((t.candidate for t in climb.tried if static is not None and t.step is static), None)
-    if found is not None and not climb.over():
-        climb.sensitivity = evidence(climb, base, found, layers)
-        climb_all(climb, ladder.gentler(facts, climb.sensitivity.layers), until_accepted=True)
+    if ladder.wants_gentler(facts, climb.steps, margin(climb)) and not climb.over():
+        climb.sensitivity = evidence(climb, base, layers)
+        climb_all(climb, ladder.gentler(facts, prices(climb.sensitivity)), until_accepted=True)
 
 
 # -- confirming --------------------------------------------------------------------------------------------------------

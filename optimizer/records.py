@@ -141,12 +141,14 @@ class Sensitivity:
 
     ``layers`` maps a layer to the relative squared error ||y - r||^2 / ||r||^2 at the outputs when it alone is
     quantized, ``saved_ms`` to the milliseconds of one run by which its integer kernel is faster than the float one
-    (the runtime's profile; a slower one is negative). ``method`` says how the errors were measured.
+    (the runtime's profile; a slower one is negative) and ``whole_ms`` the float model as a whole. ``groups`` are left
+    in float together; ``method`` says how the errors were measured.
     """
 
     method: str
     layers: Mapping[str, float]
     saved_ms: Mapping[str, float] = field(default_factory=dict)
+    whole_ms: float = 0.0
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 

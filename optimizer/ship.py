@@ -12,11 +12,24 @@ import numpy as np
 
 from optimizer.data.samples import Samples
 from optimizer.decide.judge import unmet
+from optimizer.decide.pareto import frontier
 from optimizer.faults import Fault, limit_not_met
+from optimizer.measure import adequacy
 from optimizer.measure.scales import QualityReading, SpeedReading
 from optimizer.package import artifact, golden, manifest
 from optimizer.package.golden import GoldenPair
-from optimizer.records import Confidence, Interval, Judgement, Measured, Outcome, Record, Step, Verdict, to_plain
+from optimizer.records import (
+    Confidence,
+    Interval,
+    Judgement,
+    Measured,
+    Outcome,
+    Record,
+    Sensitivity,
+    Step,
+    Verdict,
+    to_plain,
+)
 from optimizer.report import markdown
 from optimizer.runtime import hardware, sessions
 from optimizer.verify.apply import Candidate
@@ -114,7 +127,13 @@ def record_of(bench: Bench, choice: Choice, steps: Sequence[Step], warnings: Seq
         target=bench.target.name,
         provider=bench.site.provider,
         steps=tuple(steps),
-        warnings=(*bench.warnings, *warnings, *look_warnings(choice), *fault_warnings(choice)),
+        warnings=(
+            *bench.warnings,
+            *warnings,
+            *look_warnings(choice),
+            *fault_warnings(choice),
+            *calibration_warnings(bench, choice),
+        ),
         confirm=choice.verdict,
         environment=hardware.environment(),
         seconds=seconds,
@@ -155,6 +174,14 @@ def look_warnings(choice: Choice) -> tuple[str, ...]:
 def fault_warnings(choice: Choice) -> tuple[str, ...]:
     """Passes that were left out of what ships."""
     return choice.candidate.fault_lines() if choice.candidate else ()
+
+
+def calibration_warnings(bench: Bench, choice: Choice) -> tuple[str, ...]:
+    """Ranges that the calibration data did not settle, judged on the select samples."""
+    if bench.splits is None or bench.synthetic or choice.candidate is None or not choice.lossy:
+        return ()
+    found = adequacy.look(choice.candidate.model, bench.builder.world, bench.splits.select)
+    return () if found is None or found.enough else (found.text,)
 
 
 def public_name(model: str) -> str:

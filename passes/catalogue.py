@@ -25,9 +25,12 @@ _BUILT_IN: dict[str, str] = {
     "requantize-form": "passes.quantize.requantize_form:RequantizeForm",
     "equalize": "passes.quantize.equalize:Equalize",
     "smooth": "passes.quantize.smooth:Smooth",
+    "absorb-bias": "passes.quantize.absorb_bias:AbsorbBias",
+    "round-adaptively": "passes.quantize.round_adaptively:RoundAdaptively",
     "open-clip": "passes.quantize.open_clip:OpenClip",
     "quantize-dynamic": "passes.quantize.quantize_dynamic:QuantizeDynamic",
     "quantize-static": "passes.quantize.quantize_static:QuantizeStatic",
+    "quantize-weights": "passes.quantize.quantize_weights:QuantizeWeights",
 }
 
 LOSSLESS = Recipe.parse(

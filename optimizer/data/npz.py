@@ -77,11 +77,18 @@ def _members(path: Path) -> list[str]:
 
 
 def _whole(path: Path, folder: Path) -> bool:
-    """Whether everything is unpacked in ``folder``: pruning takes single files away."""
+    """Whether everything is unpacked in ``folder`` and can be read: pruning takes single files away, disks fail."""
     with zipfile.ZipFile(path) as archive:
         sizes = [i.file_size for i in archive.infolist() if i.filename.endswith(".npy")]
     files = [folder / f"{k}.npy" for k in range(len(sizes))]
-    return all(f.is_file() and f.stat().st_size == size for f, size in zip(files, sizes, strict=True))
+    try:
+        for file, size in zip(files, sizes, strict=True):
+            if file.stat().st_size != size:
+                return False
+            load_npy(file)
+    except (OSError, Fault):
+        return False
+    return True
 
 
 def _digest(path: Path) -> str:

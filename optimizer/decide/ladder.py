@@ -83,6 +83,25 @@ def gentler(facts: Facts, sensitivity: Mapping[str, float]) -> list[Rung]:
     return rungs
 
 
+def lightened(facts: Facts, steps: Sequence[Step], slower: Mapping[str, float]) -> list[Rung]:
+    """The rung that leaves in float the layers whose integer kernel is slower than the float one, where static int8
+    is fast. ``slower`` holds the milliseconds that each loses."""
+    static = next((s for s in steps if s.label == STATIC), None)
+    if static is None or not is_faster(static) or not 0 < len(slower) < len(facts.layers):
+        return []
+    name = f"{STATIC}, {len(slower)} of {len(facts.layers)} layers in float"
+    return [_static(name, ("exclude", tuple(sorted(slower))))]
+
+
+LOSES_SHARE = 0.01
+"""A layer is slower in integers when its kernel costs this share of the whole run more than the float one."""
+
+
+def slower_layers(saved_ms: Mapping[str, float], whole_ms: float) -> dict[str, float]:
+    """The layers that lose more than :data:`LOSES_SHARE` of the run by being integers, with the milliseconds lost."""
+    return {name: -ms for name, ms in saved_ms.items() if ms < -LOSES_SHARE * whole_ms}
+
+
 def only(layer: str) -> Recipe:
     """The recipe that quantizes one layer of a model that the lossless rung has already cleaned."""
     return Recipe((Part("quantize-static", (("only", (layer,)),)),))

@@ -16,9 +16,7 @@ def frontier(steps: Iterable[Step], baseline: Measured | None) -> tuple[Frontier
     """
     found = [point for step in steps if (point := _of(step)) is not None]
     if baseline is not None and baseline.latency_ms is not None:
-        found.append(
-            FrontierPoint("source", "", SAME, baseline.latency_ms.p50, None, baseline.size_bytes, True)
-        )
+        found.append(FrontierPoint("source", "", SAME, baseline.latency_ms.p50, None, baseline.size_bytes, True))
     kept = [p for i, p in enumerate(found) if not any(_beats(q, p, j < i) for j, q in enumerate(found) if j != i)]
     return tuple(sorted(kept, key=lambda p: (-p.speedup.value, p.size_bytes, p.label)))
 

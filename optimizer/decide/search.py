@@ -24,6 +24,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from optimizer.decide.space import STATIC, Point, Space
+from optimizer.records import Sensitivity
 
 COMFORTABLE = 0.5
 """A drop up to this share of what is allowed leaves room for the confirm samples to be harder."""
@@ -34,9 +35,8 @@ FASTER = 1.01
 HELPS_DB = 0.3
 """An aid is worth combining with others when it wins this much signal over noise at the outputs."""
 
-LOSES_SHARE = 0.01
-"""A layer is looked at as not paying when its integer kernel costs this share of the whole run more than the float
-one."""
+SAVES_SHARE = 1e-3
+"""The least share of the run that a layer is taken to save, so that prices stay finite."""
 
 MOST_LIGHTENED = 6
 MOST_AIMED = 4
@@ -61,34 +61,43 @@ class Ask:
 @dataclass(frozen=True)
 class Seen:
     """What came of a look. ``sqnr`` is signal over noise at the outputs in dB; ``drop`` in the metric's unit; ``gain``
-    how many times better than the source it is in what the goal asks for (``None`` when it was not measured)."""
+    how many times better than the source it is in what the goal asks for (``None`` when it was not measured);
+    ``pays`` says that it is worth its quality, or may be: it was not timed because it lost too much."""
 
     sqnr: float | None = None
     accepted: bool = False
     gain: float | None = None
     drop: float | None = None
+    pays: bool = False
 
 
 @dataclass(frozen=True)
 class Facts:
     """What the search stands on.
 
-    ``margin`` is the drop allowed (``None``: no limit), ``damage`` the relative error that each layer alone causes at
-    the outputs, ``saved_ms`` what its integer kernel saves in one run of ``total_ms``, ``groups`` the layers that are
-    left in float together, ``known`` what was measured before the search began.
+    ``margin`` is the drop allowed (``None``: no limit), ``evidence`` what each layer costs and saves in static int8
+    (``None`` where that was not possible), ``slower`` for every form the layers that it makes slower with the
+    milliseconds lost, ``known`` what was measured before the search began.
     """
 
     space: Space
     margin: float | None
-    damage: Mapping[str, float] = field(default_factory=dict)
-    saved_ms: Mapping[str, float] = field(default_factory=dict)
-    total_ms: float = 0.0
-    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    evidence: Sensitivity | None = None
+    slower: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     known: Mapping[Point, Seen] = field(default_factory=dict)
 
 
 Looking = Generator[Ask, Seen, None]
 Weighing = Generator[Ask, Seen, Seen]
+
+
+def prices(evidence: Sensitivity) -> dict[str, float]:
+    """What each layer's integers cost: damage at the outputs for each millisecond that they save. A layer that saves
+    next to nothing is charged as if it saved a thousandth of the run; without a profile all save alike."""
+    if not evidence.saved_ms:
+        return dict(evidence.layers)
+    least = max(evidence.whole_ms * SAVES_SHARE, 1e-6)
+    return {name: damage / max(evidence.saved_ms.get(name, 0.0), least) for name, damage in evidence.layers.items()}
 
 
 def strategy(facts: Facts) -> Looking:
@@ -101,6 +110,7 @@ class _Search:
 
     def __init__(self, facts: Facts) -> None:
         self._facts, self._space = facts, facts.space
+        self._evidence = facts.evidence or Sensitivity("", {})
         self._full = dict(facts.known)
         self._sqnr: dict[Point, float | None] = {}
         self.best: Point | None = None
@@ -147,10 +157,9 @@ class _Search:
         return seen.accepted and (margin is None or (seen.drop or 0.0) <= margin * COMFORTABLE)
 
     def _promising(self) -> list[Point]:
-        """What pays in time, or may do so: it was not timed because it lost too much. The fastest first."""
-        found = [p for p, s in self._full.items() if not p.left and (s.accepted or s.drop is not None)]
-        pays = [p for p in found if (g := self._full[p].gain) is None or g > 1.0]
-        return sorted(pays, key=lambda p: -(self._full[p].gain or 0.0))
+        """What pays and leaves no layer out, the fastest first."""
+        found = [p for p, s in self._full.items() if s.pays and not p.left]
+        return sorted(found, key=lambda p: -(self._full[p].gain or 0.0))
 
     # -- the steps -----------------------------------------------------------------------------------------------
     def _sharpen(self, point: Point) -> Looking:
@@ -177,14 +186,13 @@ class _Search:
 
     def _lighten(self) -> Looking:
         """Leave in float, one after the other, layers that integers make slower."""
-        least = -LOSES_SHARE * self._facts.total_ms
-        slower = sorted((ms, name) for name, ms in self._facts.saved_ms.items() if ms < least)
-        for ms, name in slower[:MOST_LIGHTENED]:
-            start = self.best or next(iter(self._promising()), None)
-            if start is None or start.form != STATIC or name in start.left:
-                continue
-            wider = replace(start, left=start.left | {name})
-            yield from self._weigh(wider, f"its integer kernel is {-ms * 1e3:.0f} us slower than the float one")
+        start = self.best or next(iter(self._promising()), None)
+        slower = self._facts.slower.get(start.form, {}) if start is not None else {}
+        for name in sorted(slower, key=lambda n: (-slower[n], n))[:MOST_LIGHTENED]:
+            start = self.best or start
+            if start is not None and start.form in self._facts.slower and name not in start.left:
+                wider = replace(start, left=start.left | {name})
+                yield from self._weigh(wider, f"its kernel is {slower[name] * 1e3:.0f} us slower than the float one")
 
     def _leave_out(self) -> Looking:
         """The fewest damaging groups whose absence lets the quality hold with room to spare."""
@@ -205,21 +213,16 @@ class _Search:
                 fails = middle
 
     def _left_out(self, start: Point, order: Sequence[str], count: int) -> Generator[Ask, Seen, bool]:
-        names = frozenset(n for group in order[:count] for n in self._facts.groups[group])
+        names = frozenset(n for group in order[:count] for n in self._evidence.groups[group])
         point = replace(start, left=start.left | names)
         yield from self._weigh(point, f"without the {count} groups that do most damage for the time that they save")
         return self._comfortable(point)
 
     def _by_damage(self) -> list[str]:
         """Groups by damage for each millisecond that they save, the worst first."""
-        floor = max(self._facts.total_ms, 1e-6) * 1e-3
-
-        def price(group: str) -> float:
-            layers = self._facts.groups[group]
-            saved = sum(self._facts.saved_ms.get(n, 0.0) for n in layers)
-            return sum(self._facts.damage.get(n, 0.0) for n in layers) / max(saved, floor)
-
-        return sorted(self._facts.groups, key=lambda g: (-price(g), g)) if self._facts.damage else []
+        layers = prices(self._evidence)
+        dear = {g: sum(layers.get(n, 0.0) for n in names) for g, names in self._evidence.groups.items()}
+        return sorted(dear, key=lambda g: (-dear[g], g))
 
     def _most_accurate(self) -> Point | None:
         """The static point that is most accurate at a glance among those that pay, before layers are left out."""
@@ -244,7 +247,7 @@ class _Search:
                 return
 
     def _near(self, start: Point) -> Iterator[tuple[Point, str]]:
-        order = [n for g in reversed(self._by_damage()) for n in self._facts.groups[g]]
+        order = [n for g in reversed(self._by_damage()) for n in self._evidence.groups[g]]
         for name in [n for n in order if n in start.left][:MOST_AIMED]:
             yield replace(start, left=start.left - {name}), "one layer less in float"
         if self._comfortable(start):

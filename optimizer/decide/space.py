@@ -23,6 +23,9 @@ FORM_NAMES = {STATIC: "int8 static", DYNAMIC: "int8 dynamic", WEIGHTS: "weights"
 BLOCK = 32
 """Weights per scale in the packed forms that are proposed."""
 
+LEAST_SHARE = 0.5
+"""Packed weights are proposed where products hold at least this share of the bytes of all weights."""
+
 FASTEST_ACCURACY = 4
 """``accuracy-level`` at which packed weights are multiplied as 8-bit integers; others compute in float."""
 
@@ -149,12 +152,13 @@ def _spelled(key: str, value: Any) -> str:
 @dataclass(frozen=True)
 class Space:
     """What can be proposed for one model: ``layers`` that could be quantized statically, ``products`` (MatMul and Gemm)
-    that could be quantized dynamically or by their weights."""
+    that could be quantized dynamically or by their weights, which hold ``share`` of all bytes of weights."""
 
     offer: Offer
     calibrated: bool
     layers: tuple[str, ...]
     products: tuple[str, ...]
+    share: float = 1.0
 
     def forms(self) -> list[Point]:
         """Every form as it is, the ones that are usually fastest first."""
@@ -167,7 +171,7 @@ class Space:
 
     def _packed(self) -> list[Point]:
         """Weights alone, 8 and 4 bits: for models whose time goes into reading them."""
-        if not self.products or not self.offer.has(WEIGHTS, "bits"):
+        if not self.products or self.share < LEAST_SHARE or not self.offer.has(WEIGHTS, "bits"):
             return []
         known = self.offer.passes[WEIGHTS]
         extras: list[tuple[str, Any]] = []

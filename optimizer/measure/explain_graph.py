@@ -133,7 +133,9 @@ def unfused(found: Sequence[Kernel]) -> tuple[Unfused, ...]:
         if not read or not _could_be_integer(kernel):
             continue
         weight = any(r.inputs[0] not in makers for r in read) and len(kernel.inputs) > 1
-        rows.append(Unfused(kernel.base or kernel.outputs[0], kernel.plain, weight, kernel.ms + sum(r.ms for r in read)))
+        rows.append(
+            Unfused(kernel.base or kernel.outputs[0], kernel.plain, weight, kernel.ms + sum(r.ms for r in read))
+        )
     return tuple(sorted(rows, key=lambda r: (-r.ms, r.node)))
 
 

@@ -216,9 +216,7 @@ class _Maker:
         return True
 
     # -- small tools ---------------------------------------------------------------------------------------------
-    def _new(
-        self, op: str, inputs: list[ir.Value], before: ir.Node, wish: str, **attributes: Any
-    ) -> ir.Value:
+    def _new(self, op: str, inputs: list[ir.Value], before: ir.Node, wish: str, **attributes: Any) -> ir.Value:
         node = ir.node(op, inputs, attributes, name=self._edit.fresh(wish))
         self._graph.insert_before(before, node)
         node.outputs[0].name = self._edit.fresh(wish)

@@ -67,7 +67,7 @@ def sweep(
 def switched_errors(
     made: Switched, masks: Array, samples: Samples, site: Site, store: Store, seconds: float = SECONDS
 ) -> Array:
-    """The relative squared error at the outputs for each row of ``masks`` (bool [settings, layers]): float64 [settings].
+    """Relative squared error at the outputs for each row of ``masks`` (bool [settings, layers]): float64 [settings].
 
     The answer is remembered. Samples are taken one by one until they are through or ``seconds`` have passed.
     """
@@ -186,7 +186,9 @@ class _Writer:
         nodes = list(self._graph)
         return nodes[nodes.index(node) + 1 :]
 
-    def _rounded(self, value: ir.Value, grid: tuple[Array, Array], on: ir.Value, before: ir.Node, wish: str) -> ir.Value:
+    def _rounded(
+        self, value: ir.Value, grid: tuple[Array, Array], on: ir.Value, before: ir.Node, wish: str
+    ) -> ir.Value:
         scale, zero = (
             self._edit.initializer(self._graph, f"{wish}_{part}", array.reshape(()))
             for part, array in zip(("scale", "zero"), grid, strict=True)

@@ -38,6 +38,8 @@ def runtime() -> Any:
         raise cannot("onnxruntime is not installed", hint=MISSING_RUNTIME, code="missing-package")
     import onnxruntime
 
+    if hasattr(onnxruntime, "disable_telemetry_events"):
+        onnxruntime.disable_telemetry_events()  # what someone compiles is nobody else's business
     return onnxruntime
 
 

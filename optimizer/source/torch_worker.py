@@ -442,7 +442,7 @@ def _tell_apart(graph: Any) -> None:
     An output ``embedding`` beside the embedding's own result, say, would be one name for two values.
     """
     ports = (*graph.inputs, *graph.outputs)
-    inner = [v for v in (*(o for n in graph.all_nodes() for o in n.outputs), *graph.initializers.values())]
+    inner = [*(o for n in graph.all_nodes() for o in n.outputs), *graph.initializers.values()]
     taken, known = {p.name for p in ports}, {v.name for v in (*ports, *inner)}
     for value in inner:
         if value.name in taken and not any(value is p for p in ports):

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from passes.kit.fold import Array, Reducer
+from passes.kit.fold import Array
+from passes.kit.fold import Reducer as Reducer
 from passes.kit.sums import ChannelMeanAbs, Gram
 
 CHUNK = 1 << 16
@@ -379,10 +380,19 @@ class PatchGram(Reducer):
         return np.asarray(split.transpose(0, 2, 1, 3).reshape(self.groups, rows.shape[1], -1))
 
 
-REDUCERS: dict[str, type[Reducer]] = {
-    r.kind: r
-    for r in (MinMax, Histogram, Distribution, SampleExtremes, Outside, ChannelMaxAbs, ChannelMoments, PatchGram, Gram, ChannelMeanAbs)
-}
+_KINDS: tuple[type[Reducer], ...] = (
+    MinMax,
+    Histogram,
+    Distribution,
+    SampleExtremes,
+    Outside,
+    ChannelMaxAbs,
+    ChannelMoments,
+    PatchGram,
+    Gram,
+    ChannelMeanAbs,
+)
+REDUCERS: dict[str, type[Reducer]] = {r.kind: r for r in _KINDS}
 
 
 def build(spec: dict[str, Any]) -> Reducer:

@@ -2,8 +2,8 @@
 
 Lin et al. 2023, "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration" (arXiv 2306.00978):
 ``Y = X W^T = (X / s) (W s)^T`` with ``s = m**a``, ``m`` the mean size of each input and ``a`` in [0, 1] searched. The
-authors rerun the layer for every ``a``; with ``G = X^T X`` its squared output error is ``tr(E G E^T)``, where ``E`` is the
-error of the weights, so nothing has to run again. Clipping is searched likewise, block by block.
+authors rerun the layer for every ``a``; with ``G = X^T X`` its squared output error is ``tr(E G E^T)``, where ``E`` is
+the error of the weights, so nothing has to run again. Clipping is searched likewise, block by block.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative P
 weights [outputs, inputs] is ``tr(E G E^T)``. Let ``U`` be the upper Cholesky factor of ``(G + d I)^-1``: after input
 ``i`` was rounded with error ``e``, every later input ``j`` moves by ``-e U[i, j] / U[i, i]``.
 
-Inputs are taken in order of falling ``G[i, i]`` (the authors' ``act-order``). The grids of all blocks are settled before
-the first input is rounded, so the order costs no index at run time; each is the one that clips its block at least
-weighted squared error.
+Inputs are taken in order of falling ``G[i, i]`` (the authors' ``act-order``). The grids of all blocks are settled
+before the first input is rounded, so the order costs no index at run time; each is the one that clips its block at
+least squared error, weighted by ``G[i, i]``.
 """
 
 from __future__ import annotations

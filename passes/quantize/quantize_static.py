@@ -13,6 +13,7 @@ from passes.kit.model import Model
 from passes.kit.options import option
 from passes.kit.target import Target
 from passes.quantize import opset
+from passes.quantize.correct_bias import correct_bias
 from passes.quantize.grid import LIMITS, Grid, activation_grid, symmetric_grid
 from passes.quantize.layers import Choice, Names, choose, nested_layers
 from passes.quantize.lower import Lowering
@@ -69,8 +70,11 @@ class QuantizeStatic(Pass):
     weight: str = option("target", "integer type of weights", choices=TYPES)
     weight_range: int = option(0, "largest absolute quantized weight (0: that of the target)", low=0, high=127)
 
+    correct_bias: bool = option(False, "add to each bias what quantization shifts its channel by on average")
+
     def apply(self, model: Model, context: Context) -> PassResult:
-        return _Run(self, model, context).result()
+        result = _Run(self, model, context).result()
+        return correct_bias(model, result, context) if self.correct_bias else result
 
 
 @dataclass(frozen=True)

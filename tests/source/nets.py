@@ -155,3 +155,20 @@ def tuple_of_wrong_count():
 
 
 NUMBER = 7
+
+
+class Embeds(nn.Module):
+    """Outputs that are called like a value inside and like a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(16, 8)
+        self.scale = nn.Parameter(torch.linspace(1, 2, 8))
+
+    def forward(self, ids):
+        hidden = self.table(ids) * self.scale
+        return {"embedding": hidden.sum(1), "scale": hidden.mean(1)}
+
+
+def embeds_example():
+    return (torch.arange(10).reshape(2, 5),)

@@ -114,6 +114,12 @@ def test_outputs_by_position_may_repeat_an_input(open_net: Open, opset: int) -> 
     assert [port.name for port in found.model.signature.outputs] == ["output", "output_1", "output_2"]
 
 
+def test_an_output_may_be_called_like_a_value_inside_or_a_parameter(open_net: Open) -> None:
+    found = open_net("Embeds", example="nets:embeds_example")
+    assert found.exporter == DYNAMO and found.parity is not None and found.parity.ok
+    assert dims(found) == {"ids": ("batch", 5), "embedding": ("batch", 8), "scale": ("batch", 8)}
+
+
 def test_an_output_may_have_the_name_of_an_input_and_a_size_of_its_own(open_net: Open) -> None:
     found = open_net("Flat", shapes=("x:2,3,4",), dynamic=("x:0=rows", "x:1=columns"), opset=13)
     assert dims(found)["x"] == ("rows", "columns", 4) and dims(found)["x_out"][0] == "x_out_dim_0"
