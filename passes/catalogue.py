@@ -30,6 +30,8 @@ _BUILT_IN: dict[str, str] = {
     "open-clip": "passes.quantize.open_clip:OpenClip",
     "quantize-dynamic": "passes.quantize.quantize_dynamic:QuantizeDynamic",
     "quantize-static": "passes.quantize.quantize_static:QuantizeStatic",
+    "quantize-static16": "passes.quantize.quantize_static16:QuantizeStatic16",
+    "quantize-fp8": "passes.quantize.quantize_fp8:QuantizeFp8",
     "quantize-weights": "passes.quantize.quantize_weights:QuantizeWeights",
 }
 

@@ -85,13 +85,19 @@ _STATIC_AIDS = (
     Aid("clips opened and equalized", "scaling", before=("open-clip", "equalize")),
     Aid("clips opened, equalized and absorbed", "scaling", before=("open-clip", "equalize", "absorb-bias")),
     Aid("smoothed", "smoothing", before=("smooth",)),
+    Aid("biases corrected", "biases", options=(("correct-bias", True),)),
     Aid("biases corrected", "biases", after=("correct-bias",)),
-    Aid("rounded adaptively", "rounding", options=(("rounding", "adaptive"),)),
-    Aid("rounded adaptively", "rounding", after=("round-adaptively",)),
+    Aid("rounded adaptively", "rounding", before=("round-adaptively",)),
 )
 """Cheapest first: what comes late takes longest to apply."""
 
-_DYNAMIC_AIDS = (Aid("smoothed", "smoothing", before=("smooth",)),)
+_DYNAMIC_AIDS = (
+    Aid("smoothed", "smoothing", before=("smooth",)),
+    Aid("rounded adaptively", "rounding", before=("round-adaptively",)),
+)
+
+_FOLLOWS_EXCLUDE = frozenset({"round-adaptively"})
+"""Passes before a form that must leave alone what the form leaves alone."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +113,10 @@ class Point:
     def recipe(self) -> Recipe:
         """The whole recipe, cleaning included."""
         options = [*self.options, *(o for aid in self.aids for o in aid.options)]
-        if self.left:
-            options.append(("exclude", tuple(sorted(self.left))))
-        parts = [Part(name) for aid in self.aids for name in aid.before]
+        left = (("exclude", tuple(sorted(self.left))),) if self.left else ()
+        options += left
+        before = [name for aid in self.aids for name in aid.before]
+        parts = [Part(name, left if name in _FOLLOWS_EXCLUDE else ()) for name in before]
         parts.append(Part(self.form, tuple(options)))
         if self.rest and self.left:
             parts.append(Part(self.rest, (("only", tuple(sorted(self.left))),)))

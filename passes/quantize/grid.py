@@ -16,7 +16,13 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-LIMITS = {"uint8": (0, 255), "int8": (-128, 127), "int32": (-(2**31), 2**31 - 1)}
+LIMITS = {
+    "uint8": (0, 255),
+    "int8": (-128, 127),
+    "uint16": (0, 65535),
+    "int16": (-(2**15), 2**15 - 1),
+    "int32": (-(2**31), 2**31 - 1),
+}
 """Smallest and largest integer of each type."""
 
 LARGEST_BIAS = 2**30
