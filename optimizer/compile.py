@@ -119,10 +119,11 @@ def search(climb: Climb) -> None:
 def confirm(climb: Climb) -> ship.Choice:
     """Prove the best candidates, at most three, on samples that nobody has looked at, and time them again."""
     bench, scales = climb.bench, climb.scales
-    contenders = judge.ranked([t for t in climb.tried if t.candidate and t.candidate.lossy], bench.settings.goal)
-    contenders = contenders[:CONFIRM_AT_MOST]
+    lossy = [t for t in climb.tried if t.candidate and t.candidate.lossy]
+    contenders = judge.contenders(lossy, bench.settings.goal, CONFIRM_AT_MOST)
     alpha = corrected_alpha(0.05, max(1, len(contenders)))
     looks = bench.store.look(bench.splits.confirm.digest()) if contenders and bench.splits and bench.judged else 0
+    undecided: list[ship.Choice] = []
     for tried in contenders:
         assert tried.candidate is not None
         model = candidate_weight(tried.candidate)
@@ -130,10 +131,14 @@ def confirm(climb: Climb) -> ship.Choice:
         speed = scales.speed(model, thorough(bench.settings.seconds))
         sizes = (model.size_bytes, scales.baseline.size_bytes)
         verdict = judge.at_confirm(quality, speed, sizes, stakes(climb))
-        undecided = verdict.judgement is Judgement.UNDECIDED
-        if verdict.judgement is Judgement.ACCEPTED or (undecided and not bench.settings.strict):
-            return ship.Choice(tried.candidate, tried.rung.label, quality, speed, verdict, looks)
+        choice = ship.Choice(tried.candidate, tried.rung.label, quality, speed, verdict, looks)
+        if verdict.judgement is Judgement.ACCEPTED:
+            return choice
         let_go(climb, tried, verdict)
+        if verdict.judgement is Judgement.UNDECIDED:
+            undecided.append(choice)
+    if undecided and not bench.settings.strict:
+        return undecided[0]  # none is proven: the best of those that may well hold
     return without_loss(climb)
 
 

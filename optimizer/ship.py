@@ -30,6 +30,7 @@ from optimizer.records import (
     Verdict,
     to_plain,
 )
+from optimizer.report import frontier as drawing
 from optimizer.report import markdown
 from optimizer.runtime import hardware, sessions
 from optimizer.verify.apply import Candidate
@@ -99,7 +100,9 @@ def ship(
         runs_at={"batch": bench.settings.batch, "threads": bench.settings.threads},
     )
     public = replace(record, artifact=None, source=public_name(bench.settings.source.model))
-    contents = artifact.Contents(model, tree, evidence_of(public, choice), markdown.report(public), pairs)
+    contents = artifact.Contents(
+        model, tree, evidence_of(public, choice), markdown.report(public), pairs, drawing.svg(public)
+    )
     place = artifact.write(output_folder(bench), contents, overwrite=bench.settings.overwrite)
     return replace(record, artifact=str(place))
 

@@ -90,7 +90,7 @@ class Bench:
         """Scales with the source as the baseline, and a journal that the same compile finds again."""
         model = self.source.model
         baseline = Weighed(self.store.put_model(model), model.digest(), self.source.size_bytes)
-        asked = dataclasses.replace(self.settings, output=None, overwrite=False)
+        asked = dataclasses.replace(self.settings, output=None, overwrite=False, time_limit=None)
         journal = key_of("journal", model.digest(), str(asked), self.site.runtime, hardware.host().cpu)
         return Scales(
             baseline, self.site, self.store, self.feed, self.settings.seed, journal, self.metric, self.evaluator

@@ -129,6 +129,18 @@ def ranked(tried: Sequence[Any], goal: str) -> list[Any]:
     return sorted(accepted, key=lambda t: _rank(t.step, goal))
 
 
+def contenders(tried: Sequence[Any], goal: str, most: int) -> list[Any]:
+    """Who goes to confirm: the best for the goal and, as the last of them, whoever loses least among the others.
+
+    The fastest ones often lose about equally; when the confirm samples are harder, all of them fail together.
+    """
+    best = ranked(tried, goal)
+    if len(best) <= most:
+        return best
+    rest = [t for t in best[most - 1 :] if t.step.drop is not None] or best[most - 1 :]
+    return [*best[: most - 1], min(rest, key=lambda t: t.step.drop.value if t.step.drop else 0.0)]
+
+
 def _rank(step: Step, goal: str) -> tuple[float, float]:
     spent = {"size": step.size_bytes, "memory": step.memory_bytes}.get(goal) or 0
     return float(spent), -(step.speedup.value if step.speedup else 0.0)

@@ -11,9 +11,9 @@ only what holds there is timed. Between them it climbs one coordinate at a time:
 1. every form as it is;
 2. for those that are fast but lose too much: what each aid (an observer, equalizing, rounding ...) brings at a glance,
    the helpful ones together, measured in full;
-3. layers left in float whose integer kernel the profile shows to be slower than the float one;
-4. while the quality does not hold with room to spare: layers left in float by the damage that they do for the time
+3. while the quality does not hold with room to spare: layers left in float by the damage that they do for the time
    that they save, the fewest that suffice found by doubling and bisection;
+4. layers left in float whose integer kernel the profile shows to be slower than the float one;
 5. neighbours of the best, until none is better.
 """
 
@@ -123,9 +123,9 @@ class _Search:
         for point in self._promising():
             if not self._comfortable(point):
                 yield from self._sharpen(point)
-        yield from self._lighten()
         if self.best is None or not self._comfortable(self.best):
             yield from self._leave_out()
+        yield from self._lighten()
         yield from self._fill_in()
         yield from self._neighbours()
 
@@ -186,12 +186,12 @@ class _Search:
 
     def _lighten(self) -> Looking:
         """Leave in float, one after the other, layers that integers make slower."""
-        start = self.best or next(iter(self._promising()), None)
-        slower = self._facts.slower.get(start.form, {}) if start is not None else {}
+        if self.best is None:
+            return
+        slower = self._facts.slower.get(self.best.form, {})
         for name in sorted(slower, key=lambda n: (-slower[n], n))[:MOST_LIGHTENED]:
-            start = self.best or start
-            if start is not None and start.form in self._facts.slower and name not in start.left:
-                wider = replace(start, left=start.left | {name})
+            if name not in self.best.left and name in self._facts.slower.get(self.best.form, {}):
+                wider = replace(self.best, left=self.best.left | {name})
                 yield from self._weigh(wider, f"its kernel is {slower[name] * 1e3:.0f} us slower than the float one")
 
     def _leave_out(self) -> Looking:
@@ -199,24 +199,25 @@ class _Search:
         order, start = self._by_damage(), self._most_accurate()
         if start is None or len(order) < 2:
             return
-        fails, holds, count = 0, len(order), 1
+        fails, enough, count = 0, len(order), 1
         while count < len(order):
             if (yield from self._left_out(start, order, count)):
-                holds = count
+                enough = count
                 break
             fails, count = count, count * 2
-        while holds - fails > 1 and holds < len(order):
-            middle = (fails + holds) // 2
+        while enough - fails > 1:
+            middle = (fails + enough) // 2
             if (yield from self._left_out(start, order, middle)):
-                holds = middle
+                enough = middle
             else:
                 fails = middle
 
     def _left_out(self, start: Point, order: Sequence[str], count: int) -> Generator[Ask, Seen, bool]:
+        """Whether leaving out so many is enough: the quality holds with room to spare, or nothing is saved any more."""
         names = frozenset(n for group in order[:count] for n in self._evidence.groups[group])
         point = replace(start, left=start.left | names)
-        yield from self._weigh(point, f"without the {count} groups that do most damage for the time that they save")
-        return self._comfortable(point)
+        seen = yield from self._weigh(point, f"without the {count} that do most damage for the time that they save")
+        return self._comfortable(point) or (seen.gain is not None and not seen.pays)
 
     def _by_damage(self) -> list[str]:
         """Groups by damage for each millisecond that they save, the worst first."""

@@ -214,7 +214,7 @@ def _nearest(option: Option, wish: Any) -> Any:
     return wish if inside and option.kind in ("int", "float") else option.default
 
 
-def grouped(layers: Sequence[str], most: int = 16) -> dict[str, tuple[str, ...]]:
+def grouped(layers: Sequence[str], most: int = 24) -> dict[str, tuple[str, ...]]:
     """Layers in groups with a name each, in order: one by one while there are at most ``most``, else by the longest
     name prefixes (parts separated by ``/`` or ``.``) that give few enough groups, else neighbours together."""
     if len(layers) <= most:

@@ -29,11 +29,12 @@ WEIGHTS = "model.onnx.data"
 MANIFEST = "manifest.json"
 EVIDENCE = "evidence.json"
 REPORT = "report.md"
+FRONTIER = "frontier.svg"
 GOLDEN = "golden"
 SUMS = "SHA256SUMS"
 """Digests of every other file, in the form that ``sha256sum -c`` reads."""
 
-KNOWN = frozenset({MODEL, WEIGHTS, MANIFEST, EVIDENCE, REPORT, GOLDEN, SUMS})
+KNOWN = frozenset({MODEL, WEIGHTS, MANIFEST, EVIDENCE, REPORT, FRONTIER, GOLDEN, SUMS})
 
 EXTERNAL_ABOVE_BYTES = 1_500_000_000
 """Weights beyond this stand beside the graph: one protobuf message cannot pass 2 GiB."""
@@ -45,13 +46,15 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Contents:
-    """What goes into an artifact. ``manifest`` is without ``files``, which writing adds."""
+    """What goes into an artifact. ``manifest`` is without ``files``, which writing adds; ``frontier`` is a drawing
+    (SVG) that the report shows, empty for none."""
 
     model: Model
     manifest: Mapping[str, Any]
     evidence: Mapping[str, Any]
     report: str
     golden: Sequence[GoldenPair] = ()
+    frontier: str = ""
 
 
 def write(
@@ -171,6 +174,9 @@ def _fill(folder: Path, contents: Contents, external_above: int) -> None:
     _write_text(folder / EVIDENCE, to_text(contents.evidence))
     _write_text(folder / REPORT, contents.report)
     names += [MANIFEST, EVIDENCE, REPORT]
+    if contents.frontier:
+        _write_text(folder / FRONTIER, contents.frontier)
+        names.append(FRONTIER)
     sums = {n: describe_file(folder / n)["sha256"] for n in names}
     _write_text(folder / SUMS, "".join(f"{sums[n]}  {n}\n" for n in sorted(sums)))
     for inner in (folder / GOLDEN, folder):

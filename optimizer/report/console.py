@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from optimizer.records import Confidence, Judgement, Outcome, Record
-from optimizer.report import words
+from optimizer.report import frontier, words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,6 +35,11 @@ def closing(record: Record) -> RenderableType:
         parts += [title(f"measured on {words.scene(record)}"), table(("", "source", "result"), rows)]
     if record.steps:
         parts += [title("what was tried"), tried(record)]
+    if found := frontier.rows(record):
+        parts += [title("what nothing else beats"), table(frontier.HEAD, found, last_wide=False)]
+    if record.sensitivity and record.sensitivity.layers:
+        text = f"the most sensitive of {len(record.sensitivity.layers)} layers ({record.sensitivity.method})"
+        parts += [title(text), table(frontier.LAYER_HEAD, frontier.layer_rows(record.sensitivity)[:5], right=(1, 2))]
     if record.confirm and record.confirm.reason:
         parts.append(line("why", record.confirm.reason))
     parts += [line("warning", warning, "yellow") for warning in record.warnings]

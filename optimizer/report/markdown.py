@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from optimizer.records import Outcome, PassNote, Record, Step, Verdict
-from optimizer.report import words
+from optimizer.report import frontier, words
 
 
 def report(record: Record) -> str:
@@ -17,6 +17,8 @@ def report(record: Record) -> str:
         _measured(record),
         _what_ships(record),
         _tried(record.steps),
+        _frontier(record),
+        _sensitivity(record),
         _list("Warnings", record.warnings),
         _environment(record),
         _how_to_use(record),
@@ -78,6 +80,26 @@ def _tried(steps: Sequence[Step]) -> str:
         return ""
     rows = [words.step_cells(s) for s in steps]
     return "## What was tried\n\n" + table(("recipe", "verdict", "measured", "why"), rows)
+
+
+def _frontier(record: Record) -> str:
+    rows = frontier.rows(record)
+    if not rows:
+        return ""
+    text = "Measured on the select samples; nothing else that was tried is better in quality, speed and size together."
+    return f"## Quality, speed and size\n\n{text}\n\n![frontier](frontier.svg)\n\n" + table(frontier.HEAD, rows)
+
+
+def _sensitivity(record: Record) -> str:
+    found = record.sensitivity
+    rows = frontier.layer_rows(found)
+    if found is None or not rows:
+        return ""
+    text = (
+        f"Signal over noise at the outputs when a layer alone is quantized ({found.method}), and what its integer kernel "
+        f"saves in one run by the runtime's profile. {len(found.layers)} layers in all; `evidence.json` holds the rest."
+    )
+    return "## What layers cost\n\n" + _escape(text) + "\n\n" + table(frontier.LAYER_HEAD, rows)
 
 
 def _list(title: str, lines: Sequence[str]) -> str:

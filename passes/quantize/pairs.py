@@ -27,33 +27,48 @@ class Narrow:
     """A float tensor in a narrow type: ``codes`` (``None`` for an activation), float32 ``scale`` and ``zero`` of the
     narrow type, 0-d or [channels] along ``axis``."""
 
-    scale: Array
+    scale: Array | np.float32
     zero: Array
     codes: Array | None = None
     axis: int | None = None
 
 
 class PairWriter:
-    """Writes pairs into ``graph``. ``domain`` is that of the operators: com.microsoft knows types before onnx does."""
+    """Writes pairs into ``graph``. ``domain`` is that of the operators: com.microsoft knows types before onnx does.
 
-    def __init__(self, graph: ir.Graph, edit: Edit, domain: str = "") -> None:
-        self._graph, self._edit, self._domain = graph, edit, domain
+    ``apart`` keeps a runtime from joining pairs with what stands around them: pairs get scale 1, between a Div and a
+    Mul by the real one. onnxruntime takes 8-bit floats for integers: it makes kernels of such pairs that do not exist
+    and the model does not load, or it drops a Relu in front of one and the results are wrong in silence.
+    """
+
+    def __init__(self, graph: ir.Graph, edit: Edit, domain: str = "", *, apart: bool = False) -> None:
+        self._graph, self._edit, self._domain, self._apart = graph, edit, domain, apart
         self._weights: dict[tuple[object, ...], ir.Value] = {}
 
     def around(self, value: ir.Value, grid: Narrow, readers: Iterable[tuple[ir.Node, int]]) -> None:
         """Let ``readers`` (node, input index) see ``value`` through a pair."""
-        maker = value.producer()
-        scale, zero = self._parameters(value.name or "value", grid)
-        first = self._node("QuantizeLinear", [value, scale, zero], f"{value.name}_quantized", value, {})
-        second = self._node("DequantizeLinear", [first.outputs[0], scale, zero], f"{value.name}_dequantized", value, {})
-        first.outputs[0].type = ir.TensorType(zero.dtype or ir.DataType.UNDEFINED)
-        second.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        maker, name = value.producer(), value.name or "value"
+        steps = Narrow(np.float32(1.0), grid.zero) if self._apart else grid
+        scale, zero = self._parameters(f"{name}_step" if self._apart else name, steps)
+        chain: list[ir.Node] = []
+        if self._apart:
+            factor = self._edit.initializer(self._graph, f"{name}_scale", np.asarray(grid.scale, np.float32))
+            chain.append(self._plain("Div", value, factor, f"{name}_steps"))
+        start = chain[-1].outputs[0] if chain else value
+        chain.append(self._node("QuantizeLinear", [start, scale, zero], f"{name}_quantized", value, {}))
+        codes = chain[-1].outputs[0]
+        codes.type = ir.TensorType(zero.dtype or ir.DataType.UNDEFINED)
+        chain.append(self._node("DequantizeLinear", [codes, scale, zero], f"{name}_dequantized", value, {}))
+        if self._apart:
+            chain.append(self._plain("Mul", chain[-1].outputs[0], factor, f"{name}_scaled"))
+        for node in chain[1:]:
+            node.outputs[0].type = node.outputs[0].type or ir.TensorType(ir.DataType.FLOAT)
         if maker is not None:
-            self._graph.insert_after(maker, [first, second])
+            self._graph.insert_after(maker, chain)
         else:
-            self._graph.insert_before(self._graph[0], [first, second])
+            self._graph.insert_before(self._graph[0], chain)
         for node, index in readers:
-            node.replace_input_with(index, second.outputs[0])
+            node.replace_input_with(index, chain[-1].outputs[0])
 
     def weight(self, layer: Layer, grid: Narrow) -> None:
         """Let the layer read its weight from ``grid``; Gemm's alpha and beta move into weight and bias."""
@@ -74,16 +89,30 @@ class PairWriter:
         assert grid.codes is not None
         name = layer.weight_value.name or "weight"
         codes = self._edit.initializer(self._graph, f"{name}_quantized", grid.codes)
-        attributes = {} if grid.axis is None else {"axis": grid.axis}
-        inputs = [codes, *self._parameters(name, grid)]
-        node = self._node("DequantizeLinear", inputs, f"{name}_dequantized", layer.weight_value, attributes)
-        node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(grid.codes.shape)
-        self._graph.insert_before(self._graph[0], node)
-        return node.outputs[0]
+        attributes = {} if grid.axis is None or self._apart else {"axis": grid.axis}
+        steps = Narrow(np.float32(1.0), np.zeros((), grid.zero.dtype)) if self._apart else grid
+        inputs = [codes, *self._parameters(f"{name}_step" if self._apart else name, steps)]
+        nodes = [self._node("DequantizeLinear", inputs, f"{name}_dequantized", layer.weight_value, attributes)]
+        if self._apart:
+            shape = [-1 if i == grid.axis else 1 for i in range(grid.codes.ndim)] if grid.axis is not None else []
+            scale = self._edit.initializer(self._graph, f"{name}_scale", grid.scale.reshape(shape))
+            nodes.append(self._plain("Mul", nodes[0].outputs[0], scale, f"{name}_scaled"))
+        for node in nodes:
+            node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(grid.codes.shape)
+        self._graph.insert_before(self._graph[0], nodes)
+        return nodes[-1].outputs[0]
 
     def _parameters(self, name: str, grid: Narrow) -> tuple[ir.Value, ir.Value]:
         scale = self._edit.initializer(self._graph, f"{name}_scale", np.asarray(grid.scale, np.float32))
         return scale, self._edit.initializer(self._graph, f"{name}_zero_point", grid.zero)
+
+    def _plain(self, op: str, left: ir.Value, right: ir.Value, wish: str) -> ir.Node:
+        """A node of the default domain that keeps shape and type of its left operand."""
+        node = ir.node(op, [left, right], name=self._edit.fresh(f"{wish}_{op}"))
+        node.outputs[0].name = self._edit.fresh(wish)
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        node.outputs[0].shape = None if left.shape is None else ir.Shape(list(left.shape))
+        return node
 
     def _node(
         self, op: str, inputs: list[ir.Value], wish: str, like: ir.Value, attributes: Mapping[str, int]

@@ -19,6 +19,8 @@ from passes.quantize.pairs import Narrow, PairWriter, prepare
 LARGEST = 448.0
 """The largest number of float8e4m3fn."""
 
+CPU = "CPUExecutionProvider"
+
 FIRST_OPSET = 19
 """QuantizeLinear and DequantizeLinear take 8-bit floats."""
 
@@ -36,7 +38,9 @@ class QuantizeFp8(Pass):
         (Micikevicius et al. 2022, "FP8 Formats for Deep Learning", arXiv 2209.05433). The largest value seen is scaled
         to 448; weights have one scale per output channel, or one each. Biases stay float. TensorRT and other GPU
         runtimes turn such pairs into 8-bit kernels. **On the CPU provider the pairs only simulate**: quality can be
-        judged there, and the model is slower than before. Below opset 19 the model is raised to 19.
+        judged there, and the model is slower than before. For targets of that provider scales stand in a Div before and
+        a Mul behind each pair; else onnxruntime would take the pairs for integers and refuse the model or compute
+        something else. Below opset 19 the model is raised to 19.
 
     When it applies
         To float32 layers with constant weights in the main graph, by operators of the target and by name (``only``,
@@ -64,7 +68,7 @@ class QuantizeFp8(Pass):
         if chosen is None:
             return PassResult(model, (), tuple(edit.skips))
         edit = opset.continued(edit, chosen.fork)
-        writer = PairWriter(chosen.fork.graph, edit)
+        writer = PairWriter(chosen.fork.graph, edit, apart=context.target.provider == CPU)
         for value in dict.fromkeys(layer.data for layer in chosen.layers.values()):
             low, high = chosen.ranges[value.name or ""]
             scale = np.asarray(max(-low, high) / LARGEST or 1.0)

@@ -161,7 +161,7 @@ def weight_of(layer: Layer, rows: Array) -> Array:
     """Back from :func:`rows_of` to the layout of the weight."""
     if layer.node.op_type == "Conv":
         return np.asarray(rows.reshape(layer.weight.shape))
-    return rows[0] if layer.axis == 0 else rows[0].T
+    return np.asarray(rows[0] if layer.axis == 0 else rows[0].T)
 
 
 def _fan_in(layer: Layer) -> int:

@@ -180,3 +180,10 @@ def test_for_size_a_smaller_model_pays_that_is_not_slower() -> None:
     assert judge.on_select(True, quality(NONE_LOST), as_fast, (1890, 2000), small).judgement is Judgement.REJECTED
     assert judge.on_select(True, quality(NONE_LOST), slower, (900, 2000), small).judgement is Judgement.REJECTED
     assert judge.at_confirm(quality(NONE_LOST), as_fast, (900, 2000), small).judgement is Judgement.ACCEPTED
+
+
+def test_the_gentlest_goes_to_confirm_beside_the_fastest() -> None:
+    drops = {"a": 0.009, "b": 0.009, "c": 0.008, "d": 0.001, "e": 0.004}
+    tried = [Entry(step(name, Judgement.ACCEPTED, 3.0 - i / 10, drop)) for i, (name, drop) in enumerate(drops.items())]
+    assert [t.step.label for t in judge.contenders(tried, "latency", 3)] == ["a", "b", "d"]
+    assert [t.step.label for t in judge.contenders(tried[:2], "latency", 3)] == ["a", "b"]

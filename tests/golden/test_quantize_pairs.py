@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -16,12 +17,13 @@ from passes.kit.contract import Pass, PassResult
 from passes.kit.model import Model
 from passes.quantize.quantize_fp8 import QuantizeFp8
 from passes.quantize.quantize_static16 import QuantizeStatic16
-from tests.support.runtime import LocalContext, model, op_types, run
+from tests.support.runtime import LocalContext, model, op_types, run, target
 
 Array = np.ndarray[Any, Any]
 stream = {"rng": np.random.default_rng(7)}
 NET = """g (float[N,3,8,8] x) => (float[N,5] y)
-    { c = Conv <pads = [1,1,1,1]> (x, k, a) r = Relu(c) p = GlobalAveragePool(r) f = Flatten(p) y = Gemm <OPTIONS> (f, w, b) }"""
+    { c = Conv <pads = [1,1,1,1]> (x, k, a) r = Relu(c) p = GlobalAveragePool(r)
+      f = Flatten(p) y = Gemm <OPTIONS> (f, w, b) }"""
 BOTH = [QuantizeStatic16, QuantizeFp8]
 
 
@@ -91,13 +93,50 @@ def test_eight_bit_floats_round_as_three_bits_of_mantissa_do(per_channel: bool, 
     held = result.model.graph.initializers["k_quantized"].const_value
     assert held.dtype == ir.DataType.FLOAT8E4M3FN
     scale = result.model.graph.initializers["k_scale"].const_value.numpy()
-    assert scale.shape == ((6,) if per_channel else ())
+    assert scale.shape == ((6, 1, 1, 1) if per_channel else ())
     kernel = before.graph.initializers["k"].const_value.numpy()
-    back = held.numpy().astype(np.float32) * (scale[:, None, None, None] if per_channel else scale)
+    back = held.numpy().astype(np.float32) * scale
     assert (
         np.abs(back - kernel).max() <= np.abs(kernel).max() / 16
         and np.abs(held.numpy().astype(np.float32)).max() == 448
     )
+
+
+CHAINS = {
+    "conv": ("float[1,4,6,6]", "a = Conv(x, k, b) r = Relu(a) y = Conv(r, l)", (4, 4, 1, 1), 4),
+    "pool": (
+        "float[1,4,6,6]",
+        "a = Conv(x, k) r = MaxPool <kernel_shape = [1,1]> (a) y = Conv(r, l, b)",
+        (4, 4, 1, 1),
+        4,
+    ),
+    "gemm": ("float[2,8]", "a = Gemm(x, k) y = Gemm(a, l, b)", (8, 8), 8),
+    "matmul": ("float[2,3,8]", "a = MatMul(x, k) c = Add(a, b) y = MatMul(c, l)", (8, 8), 8),
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("kind", [QuantizeFp8, QuantizeStatic16])
+def test_the_runtime_makes_no_integer_kernels_of_it(kind: type[Pass], chain: str) -> None:
+    shape, body, weight, bias = CHAINS[chain]
+    text = f'<ir_version: 10, opset_import: ["" : 21]> g ({shape} x) => ({shape} y) {{ {body} }}'
+    arrays = {"k": normal(*weight), "l": normal(*weight)} | ({"b": normal(bias)} if "b)" in body else {})
+    before = model(text, **arrays)
+    feeds = [{"x": normal(*map(int, shape[6:-1].split(",")))}]
+    after = apply(kind(), before, feeds).model
+    assert off(after, before, feeds[0], optimize=True) == pytest.approx(
+        off(after, before, feeds[0], optimize=False), abs=1e-3
+    )
+
+
+def test_for_other_providers_layers_read_the_pairs_themselves() -> None:
+    text = '<ir_version: 10, opset_import: ["" : 21]> g (float[2,8] x) => (float[2,8] y) { y = MatMul(x, w) }'
+    before, feeds = model(text, w=normal(8, 8)), [{"x": normal(2, 8)}]
+    gpu = replace(target(), provider="TensorrtExecutionProvider")
+    after = QuantizeFp8()(before, LocalContext(feeds, gpu)).model
+    assert Counter(op_types(after)) == {"QuantizeLinear": 1, "DequantizeLinear": 2, "MatMul": 1}
+    scale = after.graph.initializers["w_scale"].const_value
+    assert scale.numpy().shape == (8,) and off(after, before, feeds[0], optimize=False) < 0.06
 
 
 def test_old_models_are_raised_and_say_so() -> None:
