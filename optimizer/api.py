@@ -21,8 +21,10 @@ from optimizer import __version__
 from optimizer.compile import compile_settings
 from optimizer.data.metrics import Metric
 from optimizer.data.samples import Samples
+from optimizer.explaining import explain_settings
 from optimizer.faults import Fault, usage
 from optimizer.measure import bench
+from optimizer.measure.explain import Explanation
 from optimizer.measure.latency import Effort
 from optimizer.measure.quality import Judge, quality_of
 from optimizer.package import artifact
@@ -60,6 +62,7 @@ __all__ = [
     "compile",
     "compile_settings",
     "doctor",
+    "explain",
     "export",
     "inspect",
     "passes_list",
@@ -243,6 +246,30 @@ def inspect(
         scratch = stack.enter_context(scratch_folder(store))
         source = open_model(settings, hardware.loosest_target(), store, open_site(settings.provider, 1), scratch)
         return replace(inspect_model(source.model, name=model, sizes=sizes), warnings=warnings)
+
+
+def explain(
+    model: str,
+    data: str | None = None,
+    *,
+    against: str | None = None,
+    settings: Settings | None = None,
+    watch: Watcher | None = None,
+) -> Explanation:
+    """What quantization costs a model layer by layer, what the runtime makes of it, and what to try next.
+
+    Args:
+        model: An artifact's folder or any MODEL; a float one is explained as plain int8 would make it.
+        data: Real samples to compare on; without any, made-up inputs.
+        against: The float MODEL that it was made of; by default its float twin, made from the model itself.
+        settings: Anything else (cache folder, provider, threads, source options).
+        watch: Told about progress.
+
+    Raises :class:`optimizer.Fault`.
+    """
+    base = settings or Settings(SourceRequest(model))
+    wanted = base.data if data is None else DataRequest(data)
+    return explain_settings(base.but(source=replace(base.source, model=model), data=wanted), against, watch or Silent())
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def ship(
 ) -> Record:
     """Write the artifact and return the record; without an artifact when a limit that the user set is not met."""
     record = record_of(bench, choice, steps, warnings, seconds)
-    record = replace(record, frontier=frontier(steps, record.baseline), sensitivity=sensitivity)
+    record = replace(record, frontier=frontier(steps, record.baseline, record.recipe), sensitivity=sensitivity)
     missed = unmet(bench.budget.limits(), choice.speed, sizes_of(bench, choice))
     if missed:
         hint = f"The best that keeps the quality is '{choice.label}'; loosen the limit, or give up quality for it"

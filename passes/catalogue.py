@@ -37,9 +37,10 @@ _BUILT_IN: dict[str, str] = {
 
 LOSSLESS = Recipe.parse(
     "tidy, fold-constants, simplify, fold-batchnorm, fuse-activation, fuse-gelu, fuse-layernorm, plain-residual, "
-    "pool-reduce-mean, tidy"
+    "pool-reduce-mean, requantize-form, tidy"
 )
-"""What ``-O1`` runs and every higher level starts with: clean first, quantize after."""
+"""What ``-O1`` runs and every higher level starts with: clean first, quantize after. A model that came quantized gets
+the integer types that the target runs fast."""
 
 
 def names() -> tuple[str, ...]:

@@ -21,6 +21,7 @@ VERBS: dict[str, str] = {
     "benchmark": "Time models side by side, on one or several providers.",
     "verify": "Check that an artifact is whole and gives the answers it was shipped with.",
     "inspect": "Show what a model is made of, and what each pass would do to it.",
+    "explain": "Say what quantization costs a model layer by layer, and what to try next.",
     "export": "Turn a PyTorch model into ONNX and measure that both agree.",
     "passes": "List the passes, or show the page of one.",
     "doctor": "Say what this machine can run, and what to mend.",

@@ -7,7 +7,7 @@ have integers. The judgement is a pure function of counts.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -96,11 +96,13 @@ def judge(samples: int, unseen: int, tensors: tuple[TensorAdequacy, ...]) -> Ade
     return Adequacy(samples, unseen, tensors, True, f"{text} lie outside its range{steady}")
 
 
-def tensor(name: str, half: Outside | None, seen: Outside, unseen: Outside) -> TensorAdequacy:
-    """One tensor from what its grid leaves out; ``half`` saw the first half of what ``seen`` saw."""
+def tensor(name: str, halves: Sequence[Outside], seen: Outside, unseen: Outside) -> TensorAdequacy:
+    """One tensor from what its grid leaves out; each of ``halves`` (none: growth is not measured) saw half of what
+    ``seen`` saw, and the growth is from their mean width, so that it does not hang on where one extreme happens to lie.
+    """
     growth = None
-    if half is not None and (width := _width(seen)) > 0:
-        growth = 1.0 - _width(half) / width
+    if halves and (width := _width(seen)) > 0:
+        growth = 1.0 - sum(map(_width, halves)) / len(halves) / width
     return TensorAdequacy(name, _share(seen), _share(unseen), growth, int(unseen.arrays["count"]))
 
 
@@ -121,14 +123,13 @@ def look(model: Model, world: World, unseen: Samples) -> Adequacy | None:
         told = dataclasses.replace(world, samples=of, answered=[]).stats(model, asked)
         return {name: reducer for name, reducer in told.items() if isinstance(reducer, Outside)}
 
-    first = outside(samples.take(np.arange(middle)))
-    seen = outside(samples.take(np.arange(middle, len(samples)))) if whole else first
+    parts = [outside(samples.take(np.arange(middle)))]
     if whole:
-        for name, reducer in first.items():
-            seen[name].merge(reducer)
+        parts.append(outside(samples.take(np.arange(middle, len(samples)))))
+    seen = {name: _joined([part[name] for part in parts]) for name in grids}
     held = unseen.take(np.arange(min(LOOK_AT, len(unseen))))
     new = outside(held)
-    tensors = tuple(tensor(n, first[n] if whole else None, seen[n], new[n]) for n in grids)
+    tensors = tuple(tensor(n, [p[n] for p in parts] if whole else [], seen[n], new[n]) for n in grids)
     return judge(len(samples), len(held), tensors)
 
 
@@ -148,6 +149,13 @@ def limits(model: Model) -> dict[str, tuple[float, float]]:
         high = (ends.max - middle + 0.5) * step
         found[str(node.inputs[0].name)] = (low, high)
     return found
+
+
+def _joined(parts: Sequence[Outside]) -> Outside:
+    whole = Outside(parts[0].floor, parts[0].ceiling)
+    for part in parts:
+        whole.merge(part)
+    return whole
 
 
 def _share(seen: Outside) -> float:

@@ -191,6 +191,11 @@ def _island(
     return Island(names, tuple(k.plain for k in body), len(entries) + len(exits), ms)
 
 
+def runs_on_integers(kernel: Kernel) -> bool:
+    """Whether a node computes with integer weights."""
+    return _is_integer(kernel) or kernel.plain == "MatMulNBits"
+
+
 def _is_integer(kernel: Kernel) -> bool:
     return bool(_INTEGER.fullmatch(kernel.plain))
 
@@ -211,7 +216,12 @@ def _integers(found: Sequence[Kernel]) -> frozenset[str]:
 
 
 def layer_times(model: Model, found: Sequence[Kernel], layers: Sequence[str]) -> dict[str, float]:
-    """Milliseconds of one run in the kernel of each layer of ``model`` (names as :class:`Names` gives them).
+    """Milliseconds of one run in the kernel of each layer; see :func:`layer_kernels`."""
+    return {name: kernel.ms for name, kernel in layer_kernels(model, found, layers).items()}
+
+
+def layer_kernels(model: Model, found: Sequence[Kernel], layers: Sequence[str]) -> dict[str, Kernel]:
+    """The kernel that runs each layer of ``model`` (names as :class:`Names` gives them).
 
     A kernel is a layer's when it carries its name, or the name of a value that the layer's result becomes through
     additions and activations, which the runtime joins with it. Layers whose kernel is not found are left out.
@@ -220,18 +230,18 @@ def layer_times(model: Model, found: Sequence[Kernel], layers: Sequence[str]) ->
     names = Names(graph)
     wanted = set(layers)
     values = {o.name: o for n in graph for o in n.outputs if o.name}
-    times: dict[str, float] = {}
+    kernels: dict[str, Kernel] = {}
     for kernel in found:
-        if kernel.base in wanted and kernel.base not in times:
-            times[kernel.base] = kernel.ms
+        if kernel.base in wanted and kernel.base not in kernels and _KERNELS.fullmatch(kernel.plain):
+            kernels[kernel.base] = kernel
     for kernel in found:
         if kernel.base in wanted or not _KERNELS.fullmatch(kernel.plain):
             continue
         value = values.get(kernel.base) or next((values[o] for o in kernel.outputs if o in values), None)
-        layer = _behind(value, names, wanted - set(times)) if value is not None else None
+        layer = _behind(value, names, wanted - set(kernels)) if value is not None else None
         if layer is not None:
-            times[layer] = kernel.ms
-    return times
+            kernels[layer] = kernel
+    return kernels
 
 
 def _behind(value: ir.Value, names: Names, wanted: set[str]) -> str | None:

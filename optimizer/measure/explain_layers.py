@@ -159,9 +159,20 @@ class _Pairing:
         if kept and kept in self._known:
             return kept, self._seen(kept)
         if own not in self._known:
-            return None
+            return self._scaled(value)
         seen = self._seen(own)
         return (kept if kept and seen != own else own), seen
+
+    def _scaled(self, value: ir.Value) -> tuple[str, str] | None:
+        """The next value behind one that the other model does not have: a product of integers before it is scaled."""
+        for _ in range(3):
+            readers = list(value.uses())
+            if len(readers) != 1 or readers[0][0].op_type not in ("Cast", "Mul"):
+                return None
+            value = readers[0][0].outputs[0]
+            if value.name and value.name in self._known:
+                return value.name, value.name
+        return None
 
     def _seen(self, name: str) -> str:
         value = self._known[name]

@@ -196,9 +196,12 @@ class _Maker:
         real = np.asarray(weight.astype(np.float64) - offset, np.float32)
         w = self._edit.initializer(self._graph, f"{node.outputs[0].name}_weight", real)
         attributes = {k: a.value for k, a in node.attributes.items()}
-        self._replace(
-            node, self._new(node.op_type.removesuffix("Integer"), [x, w], node, f"{node.name}_real", **attributes)
-        )
+        product = self._new(node.op_type.removesuffix("Integer"), [x, w], node, f"{node.name}_real", **attributes)
+        self._called(product, (node.name or "").removesuffix("_integer"))
+        for reader, _ in node.outputs[0].uses():
+            for output in reader.outputs:
+                output.name = self._edit.fresh(f"{output.name}_as_float")  # it counts in other steps than its original
+        self._replace(node, product)
         return True
 
     def packed(self, node: ir.Node) -> bool:
@@ -208,12 +211,24 @@ class _Maker:
             return False
         k, n, bits, block = (_int(node, name, 0) for name in ("K", "N", "bits", "block_size"))
         real = unpacked(blob, scales, zeros, k, n, bits or 4, block)
-        w = self._edit.initializer(self._graph, f"{node.outputs[0].name}_weight", real)
-        result = self._new("MatMul", [x, w], node, f"{node.outputs[0].name}_real")
+        old = node.outputs[0]
+        name, is_output = old.name, old.is_graph_output()
+        w = self._edit.initializer(self._graph, f"{name}_weight", real)
+        result = self._new("MatMul", [x, w], node, f"{name}_real")
+        self._called(result, node.name or "")
         if len(node.inputs) > 5 and node.inputs[5] is not None:
-            result = self._new("Add", [result, node.inputs[5]], node, f"{node.outputs[0].name}_biased")
+            result = self._new("Add", [result, node.inputs[5]], node, f"{name}_biased")
         self._replace(node, result)
+        if not is_output:
+            result.name = name
         return True
+
+    @staticmethod
+    def _called(value: ir.Value, name: str) -> None:
+        """The node that gives ``value`` goes by the name of the node that it stands for."""
+        maker = value.producer()
+        if maker is not None and name:
+            maker.name = name
 
     # -- small tools ---------------------------------------------------------------------------------------------
     def _new(self, op: str, inputs: list[ir.Value], before: ir.Node, wish: str, **attributes: Any) -> ir.Value:

@@ -96,8 +96,9 @@ def _sensitivity(record: Record) -> str:
     if found is None or not rows:
         return ""
     text = (
-        f"Signal over noise at the outputs when a layer alone is quantized ({found.method}), and what its integer kernel "
-        f"saves in one run by the runtime's profile. {len(found.layers)} layers in all; `evidence.json` holds the rest."
+        f"Signal over noise at the outputs when a layer alone is quantized ({found.method}), and what its integer "
+        f"kernel saves in one run by the runtime's profile. {len(found.layers)} layers in all; `evidence.json` holds "
+        "the rest."
     )
     return "## What layers cost\n\n" + _escape(text) + "\n\n" + table(frontier.LAYER_HEAD, rows)
 

@@ -13,7 +13,6 @@ least squared error, weighted by ``G[i, i]``.
 from __future__ import annotations
 
 import numpy as np
-import scipy.linalg
 
 from passes.quantize.blocks import Array, Form, Grids, Quantized, by_rows, search, split
 
@@ -57,6 +56,8 @@ def _damped(gram: Array, damping: float) -> Array:
 
 def _inverse_factor(gram: Array) -> Array:
     """Upper ``U`` with ``U^T U = gram^-1``. The diagonal is raised tenfold at a time while rounding spoils it."""
+    import scipy.linalg
+
     lift = 0.0
     mean = float(np.diag(gram).mean())
     for _ in range(8):

@@ -20,8 +20,8 @@ from passes.quantize.blocks import Array, Form, Grids, Quantized, by_rows, fit, 
 POWER = 0.7
 BETA = 10.0
 KAPPA = 1.01
-ITERATIONS = 20
-SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+ITERATIONS = 10
+SHARES = (1.0, 0.92, 0.84, 0.76)
 
 
 def hqq(matrix: Array, form: Form) -> Quantized:

@@ -212,11 +212,11 @@ class _Flood:
             self._refuse(f"{node.op_type} reads it")
 
     def _rank_readers(self, node: ir.Node) -> None:
-        """Whether the dequantized value is the right operand of layers, or anything else."""
+        """Whether the dequantized value is the right operand of layers, or what else reads it (but for a new grid)."""
         for reader, index in node.outputs[0].uses():
             if reader.op_type in LAYERS and index == 1:
                 self.family.follows = True
-            elif not (reader.op_type in LAYERS and index == 2):
+            elif reader.op_type != QUANTIZE and not (reader.op_type in LAYERS and index == 2):
                 self.family.leads = True
                 weight = given(reader, 1) if reader.op_type in LAYERS else None
                 maker = weight.producer() if weight is not None else None

@@ -39,6 +39,8 @@ class Lowering:
         for node in self._plan.layers:
             self._keep_apart(node)
         self._graph.remove([*self._plan.carriers, *self._clamps], safe=True)
+        for node in list(self._graph):
+            self._keep_float(node)
 
     def grid(self, value: ir.Value) -> Grid:
         """The grid that an integer value has."""
@@ -139,6 +141,24 @@ class Lowering:
                 reader.op_type = "Sum"
                 self._edit.change("sum", reader, "Add spelled as Sum, so that the MatMul keeps its integer kernel")
 
+    def _keep_float(self, node: ir.Node) -> None:
+        """Let a float layer between integers read its input through a ``Sum`` of one value, which hands it on.
+
+        onnxruntime (since 1.21, `WeightBiasQuantization`) quantizes the weight of a Conv or Gemm that stands between
+        a DequantizeLinear and a QuantizeLinear, one scale for the whole weight: a layer that was left in float for
+        its sensitivity would run in its coarsest form.
+        """
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or node in self._plan.layers:
+            return
+        data = node.inputs[0]
+        maker = data.producer() if data is not None else None
+        if data is None or maker is None or maker.op_type != "DequantizeLinear" or not _is_quantized(node.outputs[0]):
+            return
+        copy = ir.node("Sum", [data], name=self._edit.fresh(f"{node.name or node.outputs[0].name}_float"))
+        self._insert(copy, maker)
+        node.replace_input_with(0, self._named(copy.outputs[0], f"{data.name}_float", data, "float"))
+        self._edit.change("sum", node, "reads its input through a Sum, so that the runtime leaves it in float")
+
     # -- small tools ---------------------------------------------------------------------------------------------
     def _insert(self, node: ir.Node, after: ir.Node | None) -> None:
         if after is not None:
@@ -157,3 +177,11 @@ class Lowering:
 
 def _plain(node: ir.Node) -> Mapping[str, object]:
     return {name: attribute.value for name, attribute in node.attributes.items()}
+
+
+def _is_quantized(value: ir.Value) -> bool:
+    """Whether a QuantizeLinear reads this value, directly or behind a Relu or Clip that a runtime may take away."""
+    readers = [n for n, _ in value.uses()]
+    readers += [n for r in readers if r.op_type in ("Relu", "Clip") for n, _ in r.outputs[0].uses()]
+    return any(n.op_type == "QuantizeLinear" for n in readers)
+

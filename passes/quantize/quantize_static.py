@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx_ir as ir
 
 from passes.kit.context import Context
@@ -14,8 +15,8 @@ from passes.kit.options import option
 from passes.kit.target import Target
 from passes.quantize import opset
 from passes.quantize.correct_bias import correct_bias
-from passes.quantize.grid import LIMITS, Grid, activation_grid, symmetric_grid
-from passes.quantize.layers import Choice, Names, choose, nested_layers
+from passes.quantize.grid import LIMITS, Array, Grid, activation_grid, symmetric_grid
+from passes.quantize.layers import Choice, Layer, Names, choose, nested_layers
 from passes.quantize.lower import Lowering
 from passes.quantize.observers import OBSERVERS, Observer, Range
 from passes.quantize.placement import Plan, Rules, place
@@ -23,6 +24,9 @@ from passes.quantize.ranges import observe
 from passes.quantize.weights import WeightWriter, drop_unused
 
 TYPES = ("target", "uint8", "int8")
+
+NOTHING: Array = np.empty((0, 0), np.float32)
+"""Stands for the weight of a layer while only its place in the graph matters."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +141,14 @@ class _Run:
         edit = opset.continued(edit, fork)
         choice = self._choose(fork.graph)
         self._note_refused(choice, edit)
-        plan, grids = self._settle(fork, choice, edit)
+        # Weights are read again when they are written: no copy of them all waits for calibration to end.
+        outline = {node: replace(layer, weight=NOTHING, bias=None) for node, layer in choice.layers.items()}
+        del choice
+        plan, grids = self._settle(fork, outline, edit)
         if not plan.layers:
             return PassResult(self._source, (), tuple(edit.skips))
+        full = self._choose(fork.graph).layers
+        plan = replace(plan, layers={node: full[node] for node in plan.layers})
         self._write(fork, plan, grids, edit, per_channel)
         fork.ir.ir_version = max(fork.ir.ir_version, opset.LEAST_IR)
         return PassResult(fork, tuple(edit.changes), tuple(edit.skips))
@@ -166,7 +175,7 @@ class _Run:
         edit.skip("opset", "model", f"{converted}; 8-bit operators exist from opset {opset.PER_TENSOR} on")
         return None
 
-    def _settle(self, fork: Model, choice: Choice, edit: Edit) -> tuple[Plan, dict[str, Grid]]:
+    def _settle(self, fork: Model, layers: Mapping[ir.Node, Layer], edit: Edit) -> tuple[Plan, dict[str, Grid]]:
         """Place and observe until every value that is to be integer has a usable range."""
         names = Names(fork.graph)
         banned: set[str] = set()
@@ -179,7 +188,7 @@ class _Run:
                 lambda node: names.match(node, self._options.exclude),
                 frozenset(banned),
             )
-            plan = place(fork.graph, choice.layers, rules)
+            plan = place(fork.graph, layers, rules)
             wanted = [root.name for root in plan.roots() if root.name and root.name not in grids]
             bad = []
             for name, seen in observe(fork, self._context, wanted, self._settings.observer).items():

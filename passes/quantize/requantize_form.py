@@ -68,7 +68,8 @@ def _settle(family: Family, graph: ir.Graph, target: Target, opset: int, edit: E
     """Move one family to the type that the target wants for its role, or say why it stays."""
     role = "weight" if family.follows and not family.leads else "activation"
     wanted = KINDS.get(target.weight if role == "weight" else target.activation)
-    if wanted is None or wanted == family.dtype or not family.zeros:
+    between = bool(family.firm_makers or family.firm_readers) and not (family.leads or family.follows)
+    if wanted is None or wanted == family.dtype or not family.zeros or between:
         return
     where = family.values[0]
     trouble = family.trouble or _saturates(family, role, target)

@@ -31,7 +31,7 @@ class View:
     repeat: int = 1
 
 
-@dataclass
+@dataclass(eq=False)
 class Site:
     """A set of values that are scaled together, and the constants that give and take the channels.
 

@@ -67,8 +67,17 @@ def input_view(node: ir.Node, shapes: Shapes) -> View | None:
         return View(1)
     if node.op_type == "Gemm":
         return None if attribute(node, "transA", 0) else View(1)
-    rank = shapes.rank(node.inputs[0])
+    rank = rank_of(node.inputs[0], shapes)
     return None if rank is None or rank < 2 else View(rank - 1)
+
+
+def rank_of(value: ir.Value | None, shapes: Shapes) -> int | None:
+    """Number of dimensions; behind onnxruntime's own normalizations, of which inference knows nothing, that of x."""
+    known = shapes.rank(value)
+    maker = value.producer() if value is not None else None
+    if known is not None or maker is None or maker.op_type not in NORMS or value is not maker.outputs[0]:
+        return known
+    return rank_of(maker.inputs[0], shapes)
 
 
 def _input_channels(node: ir.Node, weight: Array) -> int:
@@ -174,7 +183,7 @@ class Explorer:
 
     def _given_by_norm(self, node: ir.Node, view: View) -> None:
         gain, shift = NORMS[node.op_type]
-        rank = self._shapes.rank(node.outputs[0])
+        rank = rank_of(node.outputs[0], self._shapes)
         last = node.op_type != "BatchNormalization"
         if rank is None or view != View(rank - 1 if last else 1):
             raise Refused("its channels are not those of the normalization that makes it")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,6 +30,9 @@ WORTH = 0.95
 PARTS = 8
 """Factors are whole powers of 2**(1 / PARTS), so that what was smoothed once asks for no second time."""
 
+MOST_ROUNDS = 8
+"""Tensors whose factors depend on each other (a residual) are looked at again, at most this often."""
+
 LARGEST = 2.0**13
 """No factor goes beyond this or its inverse."""
 
@@ -45,7 +48,7 @@ class Smooth(Pass):
         a product such as SwiGLU's). Without ``alpha`` the strength is searched for each tensor: for a candidate the
         error of the layers behind it is estimated from the statistics alone, as the noise of both grids,
         ``d_x^2 / 12 sum (w_i s_i)^2 + sum_o d_o^2 / 12 sum E[x_i^2] / s_i^2`` with the grid steps ``d`` that the
-        ranges and weights would have.
+        ranges and weights would have. Tensors are taken from the output to the input.
 
     When it applies
         To float Conv, Gemm and MatMul with constant weights, behind LayerNormalization, RMSNormalization (whole or
@@ -71,46 +74,63 @@ class Smooth(Pass):
         fork = model.fork()
         edit, shapes = Edit(fork), Shapes(fork)
         free = list(usable(sites(fork.graph, shapes), edit, "smooth", self._refuse))
-        for site, seen in _observed(free, model, context):
-            if not seen:
-                edit.skip("smooth", site.where, "its values were never seen, or are not finite")
-                continue
-            factors = self._factors(site, _Noise(site, seen, context.target))
-            if factors is None:
+        noises = _observed(free, model, context, edit)
+        total = self._settle(noises, fork.graph, edit)
+        for site in noises:
+            if site.where not in total:
                 edit.skip("smooth", site.where, f"no strength promises an error below {WORTH:g} of what it is")
-            elif (factors != 1).any() and fits(site, factors):
-                apply(site, factors, fork.graph, edit)
-                edit.change("smooth", site.where, f"factors from {factors.min():g} to {factors.max():g}")
+            else:
+                low, high = total[site.where].min(), total[site.where].max()
+                edit.change("smooth", site.where, f"factors from {low:.3g} to {high:.3g}")
         if edit.changes:
             allow_unlisted_initializers(fork)
         return PassResult(fork if edit.changes else model, tuple(edit.changes), tuple(edit.skips))
+
+    def _settle(self, noises: dict[Site, _Noise], graph: ir.Graph, edit: Edit) -> dict[str, Array]:
+        """Scale the sites from the output to the input, because a factor behind a layer also changes its weights, until
+        nothing is worth it any more; the product of the factors of each site that was scaled, by its place."""
+        total: dict[str, Array] = {}
+        for _ in range(MOST_ROUNDS):
+            moved = False
+            for site, noise in reversed(noises.items()):
+                factors = self._factors(noise)
+                if factors is None or not fits(site, factors):
+                    continue
+                apply(site, factors, graph, edit)
+                noise.scale(factors)
+                total[site.where] = total.get(site.where, np.ones(site.channels)) * factors
+                moved = True
+            if not moved:
+                break
+        return total
 
     def _refuse(self, site: Site) -> str:
         if self.givers == "norms" and all(part.node.op_type in LAYERS for part in site.givers):
             return "layers give its channels, and only normalizations and products were asked for"
         return ""
 
-    def _factors(self, site: Site, noise: _Noise) -> Array | None:
-        """Factors, float64 [channels], or ``None`` when the search finds nothing worth it."""
-        if self.alpha >= 0:
-            return noise.factors(self.alpha)
-        ones = np.ones(site.channels)
-        found = min((noise.factors(alpha) for alpha in ALPHAS), key=noise.of)
-        return found if noise.of(found) < WORTH * noise.of(ones) else None
+    def _factors(self, noise: _Noise) -> Array | None:
+        """Factors, float64 [channels], or ``None`` when nothing is worth it."""
+        alphas = ALPHAS if self.alpha < 0 else (self.alpha,)
+        found = min((noise.factors(alpha) for alpha in alphas), key=noise.of)
+        return found if (found != 1).any() and noise.of(found) < WORTH * noise.of(np.ones_like(found)) else None
 
 
-def _observed(free: list[Site], model: Model, context: Context) -> Iterator[tuple[Site, list[ChannelMoments]]]:
-    """Each site with what was seen of the values that its layers read (nothing when that is not usable)."""
+def _observed(free: list[Site], model: Model, context: Context, edit: Edit) -> dict[Site, _Noise]:
+    """Each site with the noise that follows from what was seen of the values that its layers read."""
     wanted: dict[str, ChannelMoments] = {}
     for site in free:
         for value, view in _read_values(site).items():
             wanted[value.name or ""] = ChannelMoments(view.axis)
     seen: Mapping[str, object] = context.stats(model, wanted) if wanted else {}
+    noises = {}
     for site in free:
-        found = [seen[value.name or ""] for value in _read_values(site)]
-        good = [m for m in found if isinstance(m, ChannelMoments) and m.arrays and np.isfinite(m.arrays["high"]).all()]
-        usable_ones = [m for m in good if np.isfinite(m.arrays["low"]).all()]
-        yield site, usable_ones if len(usable_ones) == len(found) else []
+        found = [m for v in _read_values(site) if isinstance(m := seen[v.name or ""], ChannelMoments)]
+        if all(m.arrays and np.isfinite([m.arrays["low"], m.arrays["high"]]).all() for m in found):
+            noises[site] = _Noise(site, found, context.target)
+        else:
+            edit.skip("smooth", site.where, "its values were never seen, or are not finite")
+    return noises
 
 
 def _read_values(site: Site) -> dict[ir.Value, View]:
@@ -128,15 +148,24 @@ class _Noise:
         self._low = np.minimum(np.min([low for low, _, _ in fold], axis=0), 0.0)
         self._high = np.maximum(np.max([high for _, high, _ in fold], axis=0), 0.0)
         self._power = np.max([power for _, _, power in fold], axis=0)
-        self._weights = [_matrix(part, site.channels) for part in site.takers]
+
+    def scale(self, factors: Array) -> None:
+        """The channels were divided by ``factors``."""
+        self._low, self._high = self._low / factors, self._high / factors
+        self._power = self._power / factors**2
+
+    @property
+    def _weights(self) -> list[Array]:
+        return [_matrix(part, self._site.channels) for part in self._site.takers]
 
     def factors(self, alpha: float) -> Array:
-        """SmoothQuant's factors for a strength; 1 for channels that are zero on either side."""
+        """SmoothQuant's factors for a strength: 1 on average, and for channels that are zero on either side."""
         x = np.maximum(-self._low, self._high)
         w = np.max([np.abs(m).max(axis=(2, 3), initial=0.0).reshape(-1) for m in self._weights], axis=0)
         dead = (x == 0) | (w == 0)
         x, w = np.where(dead, 1.0, x), np.where(dead, 1.0, w)
-        log = np.where(dead, 0.0, alpha * np.log2(x) - (1 - alpha) * np.log2(w))
+        log = alpha * np.log2(x) - (1 - alpha) * np.log2(w)
+        log = np.where(dead, 0.0, log - log[~dead].mean() if (~dead).any() else 0.0)
         return np.asarray(np.exp2(np.clip(np.rint(log * PARTS) / PARTS, -np.log2(LARGEST), np.log2(LARGEST))))
 
     def of(self, factors: Array) -> float:

@@ -12,7 +12,7 @@ from passes.kit.context import NoData
 from passes.kit.contract import PassResult
 from passes.kit.model import Model
 from passes.kit.options import OptionError
-from passes.quantize import input_scales
+from passes.quantize import gptq, input_scales
 from passes.quantize.blocks import Form, round_to_nearest
 from passes.quantize.quantize_weights import METHODS, QuantizeWeights
 from tests.support.runtime import LocalContext, model, op_types, run
@@ -95,10 +95,17 @@ def test_each_method_beats_the_one_that_looks_at_less() -> None:
     before = model(LINEAR, w=normal(64, 48))
     x, fresh = (a for a in np.split(correlated(512, 64), 2))
     errors = {m: off(quantize(before, [{"x": x}], method=m).model, before, {"x": fresh}) for m in METHODS}
-    assert errors["hqq"] < errors["rtn"]
     assert errors["awq"] < 0.9 * errors["rtn"]
     assert errors["gptq"] < 0.7 * errors["rtn"]
     assert errors["gptq-awq"] < 1.1 * min(errors["gptq"], errors["awq"])
+
+
+def test_hqq_lowers_the_error_of_the_weights_themselves() -> None:
+    weight = stream["rng"].laplace(size=(128, 48)).astype(np.float32)
+    before = model(LINEAR.replace("B,64", "B,128"), w=weight)
+    unit = {"x": np.eye(128, dtype=np.float32)}
+    errors = {m: off(quantize(before, method=m, block=128).model, before, unit) for m in ("rtn", "hqq")}
+    assert errors["hqq"] < 0.98 * errors["rtn"]
 
 
 def test_awq_puts_its_scales_into_the_normalization_and_gptq_into_nothing() -> None:
@@ -212,3 +219,11 @@ def test_dead_and_dependent_inputs_do_no_harm() -> None:
     x[:, ::3] = 0
     after = quantize(before, [{"x": x}], bits=8).model
     assert off(after, before, {"x": normal(9, 64)}) < 0.05
+
+
+def test_how_many_inputs_gptq_takes_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix, x = normal(16, 64), correlated(256, 64).astype(np.float64)
+    whole = gptq.gptq(matrix, x.T @ x, Form(4, 16, False))
+    monkeypatch.setattr(gptq, "BATCH", 7)
+    parts = gptq.gptq(matrix, x.T @ x, Form(4, 16, False))
+    assert (parts.codes != whole.codes).mean() < 0.01

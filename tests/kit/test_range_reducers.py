@@ -67,6 +67,12 @@ def test_other_types_are_counted_too(dtype: type) -> None:
     assert (found.low, found.high) == (float(values.min()), float(values.max()))
 
 
+@pytest.mark.parametrize("empty", EMPTY, ids=lambda r: r.kind)
+def test_the_order_of_signed_zeros_does_not_matter(empty: Reducer) -> None:
+    zeros = [np.array([z], np.float32) for z in (0.0, -0.0)]
+    assert same(fold(empty, zeros), fold(empty, zeros[::-1]))
+
+
 def test_means_of_extremes_are_exact() -> None:
     """A float64 sum would lose the small ones."""
     found = fold(SampleExtremes(), [np.array([v], np.float32) for v in (1e30, 1.0, -1e30, 2.0)])

@@ -115,11 +115,13 @@ def test_the_judgement(rows: list[TensorAdequacy], enough: bool) -> None:
 
 
 def test_growth_is_a_share_of_the_width() -> None:
-    half, whole = Outside(-9.0, 9.0), Outside(-9.0, 9.0)
-    half.fold(np.array([0.0, 3.0], np.float32))
-    whole.fold(np.array([-1.0, 3.0, 10.0, 9.0], np.float32))
-    found = tensor("a", half, whole, whole)
-    assert found.growth == pytest.approx(1 - 3 / 11)
+    first, second, whole = (Outside(-9.0, 9.0) for _ in range(3))
+    first.fold(np.array([0.0, 3.0], np.float32))
+    second.fold(np.array([-1.0, 10.0], np.float32))
+    whole.fold(np.array([-1.0, 3.0, 10.0, 0.0], np.float32))
+    found = tensor("a", [first, second], whole, whole)
+    assert found.growth == pytest.approx(1 - (3 + 11) / 2 / 11)
+    assert tensor("a", [], whole, whole).growth is None
     assert found.unseen_clipped == 0.25
     with pytest.raises(ValueError, match="no tensor"):
         judge(1, 1, ())

@@ -138,6 +138,13 @@ def test_auto_clips_what_pays_and_leaves_the_rest_whole() -> None:
     assert cut.high < tail.max()
 
 
+def test_entropy_does_not_throw_a_second_mode_away() -> None:
+    """Three values in a hundred lie far out: a divergence would like to lose them, but they are no outliers."""
+    far = np.random.default_rng(0).normal(40.0, 0.1, 6_000).astype(np.float32)
+    _, high = least_divergence(seen(normal(), far), 256)
+    assert high > 39
+
+
 def test_entropy_leaves_the_spike_of_a_relu_alone() -> None:
     """Half of the values are exactly zero: that must not pull the threshold towards zero."""
     rectified = np.maximum(normal(), 0)
