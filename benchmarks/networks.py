@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/networks.py            # prints a table
 
 The factories are also a MODEL: ``lathe optimize benchmarks/networks.py:resnet50 --data images.npz --budget none``.
-Shapes: He et al. 2015 (arXiv 1512.03385), Sandler et al. 2018 (arXiv 1801.04381), Devlin et al. 2018 (arXiv 1810.04805).
+Shapes: He et al. 2015 (arXiv 1512.03385), Sandler et al. 2018 (1801.04381), Devlin et al. 2018 (1810.04805).
 """
 
 from __future__ import annotations

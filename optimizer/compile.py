@@ -153,7 +153,8 @@ def without_loss(climb: Climb) -> ship.Choice:
     """The lossless model if it is not slower, else the source itself."""
     bench, scales = climb.bench, climb.scales
     why = judge.why_lossless(climb.steps, climb.hindrance)
-    lossless = next((t for t in climb.tried if t.candidate and not t.candidate.lossy), None)
+    free = [t for t in climb.tried if t.candidate and not t.candidate.lossy]
+    lossless = max(free, key=lambda t: t.step.speedup.value if t.step.speedup else 0.0, default=None)
     if lossless is not None and lossless.candidate is not None:
         model = candidate_weight(lossless.candidate)
         speed = (
