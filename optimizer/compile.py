@@ -109,7 +109,7 @@ def search(climb: Climb) -> None:
         explore(climb, base, Space(offered(), bench.calibrated, layers, dynamic, share))
         return
     climb_all(climb, ladder.lightened(facts, climb.steps, slower_layers(climb, base, layers)))
-    climb_all(climb, ladder.refined(facts, climb.steps))
+    climb_all(climb, ladder.refined(facts, climb.steps, margin(climb)))
     if ladder.wants_gentler(facts, climb.steps, margin(climb)) and not climb.over():
         climb.sensitivity = evidence(climb, base, layers)
         climb_all(climb, ladder.gentler(facts, prices(climb.sensitivity)), until_accepted=True)

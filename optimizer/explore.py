@@ -107,7 +107,8 @@ def seen(climb: Climb, tried: Tried) -> Seen:
         return Seen(gain=gain(climb, step), drop=step.drop.value if step.drop else None)
     accepted = step.verdict.judgement is Judgement.ACCEPTED
     drop = step.drop.value if step.drop else (0.0 if accepted else None)
-    return Seen(accepted=accepted, gain=gain(climb, step), drop=drop, pays=accepted or may_pay(climb, step))
+    high = step.drop.high if step.drop else None
+    return Seen(None, accepted, gain(climb, step), drop, accepted or may_pay(climb, step), high)
 
 
 def may_pay(climb: Climb, step: Step) -> bool:

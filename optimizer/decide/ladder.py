@@ -53,12 +53,23 @@ def bold(facts: Facts) -> list[Rung]:
     return rungs
 
 
-def refined(facts: Facts, steps: Sequence[Step]) -> list[Rung]:
-    """Another way to choose ranges, where static int8 is fast but lost too much (at -O3 in any case)."""
+def refined(facts: Facts, steps: Sequence[Step], margin: float | None) -> list[Rung]:
+    """The same layers in integers with more care, where static int8 is fast but spends much of the budget: outliers
+    moved into the weights, rounding errors evened out, ranges that leave out the rarest values.
+
+    Where there is nothing to smooth or to correct, the rung makes the model of another one and is not measured again.
+    """
     static = next((s for s in steps if s.label == STATIC), None)
-    if static is None or not (facts.level >= 3 or costs_too_much(static)):
+    if static is None or margin is None or not is_faster(static):
         return []
-    return [_static(f"{STATIC}, percentile ranges", ("observer", "percentile"))]
+    if static.drop is not None and static.drop.value <= margin * COMFORTABLE:
+        return []
+    smoothed = LOSSLESS + Recipe((Part("smooth"), Part("quantize-static")))
+    return [
+        Rung(f"{STATIC}, smoothed", smoothed),
+        _static(f"{STATIC}, biases corrected", ("correct-bias", True)),
+        _static(f"{STATIC}, percentile ranges", ("observer", "percentile")),
+    ]
 
 
 def wants_gentler(facts: Facts, steps: Sequence[Step], margin: float | None) -> bool:

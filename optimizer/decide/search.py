@@ -9,8 +9,8 @@ It halves the space with cheap looks before it measures (successive halving; Jam
 only what holds there is timed. Between them it climbs one coordinate at a time:
 
 1. every form as it is;
-2. for those that are fast but lose too much: what each aid (an observer, equalizing, rounding ...) brings at a glance,
-   the helpful ones together, measured in full;
+2. for those that are fast but lose too much: aids (observers, equalizing, rounding ...) one kind after the other at a
+   glance, what they make together measured in full;
 3. while the quality does not hold with room to spare: layers left in float by the damage that they do for the time
    that they save, the fewest that suffice found by doubling and bisection;
 4. layers left in float whose integer kernel the profile shows to be slower than the float one;
@@ -23,7 +23,7 @@ import enum
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from optimizer.decide.space import STATIC, Point, Space
+from optimizer.decide.space import KINDS, STATIC, Aid, Point, Space
 from optimizer.records import Sensitivity
 
 COMFORTABLE = 0.5
@@ -32,8 +32,11 @@ COMFORTABLE = 0.5
 FASTER = 1.01
 """A recipe is better than another from this ratio of their gains on; below it, the one that loses less is."""
 
-HELPS_DB = 0.3
-"""An aid is worth combining with others when it wins this much signal over noise at the outputs."""
+HELPS_DB = 0.1
+"""An aid is taken when it wins this much signal over noise at the outputs."""
+
+ROUNDS = 2
+"""How often every kind of aid is gone through; most is won in the first round."""
 
 SAVES_SHARE = 1e-3
 """The least share of the run that a layer is taken to save, so that prices stay finite."""
@@ -60,15 +63,17 @@ class Ask:
 
 @dataclass(frozen=True)
 class Seen:
-    """What came of a look. ``sqnr`` is signal over noise at the outputs in dB; ``drop`` in the metric's unit; ``gain``
-    how many times better than the source it is in what the goal asks for (``None`` when it was not measured);
-    ``pays`` says that it is worth its quality, or may be: it was not timed because it lost too much."""
+    """What came of a look. ``sqnr`` is signal over noise at the outputs in dB; ``drop`` in the metric's unit, ``high``
+    the upper end of its interval; ``gain`` how many times better than the source it is in what the goal asks for
+    (``None`` when it was not measured); ``pays`` says that it is worth its quality, or may be: it was not timed
+    because it lost too much."""
 
     sqnr: float | None = None
     accepted: bool = False
     gain: float | None = None
     drop: float | None = None
     pays: bool = False
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -153,8 +158,11 @@ class _Search:
         return (seen.drop or 0.0, -mine) < (than.drop or 0.0, -theirs)
 
     def _comfortable(self, point: Point) -> bool:
+        """Whether the quality holds with room to spare: the whole interval does, or half of what is allowed is left."""
         seen, margin = self._full[point], self._facts.margin
-        return seen.accepted and (margin is None or (seen.drop or 0.0) <= margin * COMFORTABLE)
+        if not seen.accepted or margin is None:
+            return seen.accepted
+        return (seen.drop or 0.0) <= margin * COMFORTABLE or (seen.high is not None and seen.high <= margin)
 
     def _promising(self) -> list[Point]:
         """What pays and leaves no layer out, the fastest first."""
@@ -163,26 +171,34 @@ class _Search:
 
     # -- the steps -----------------------------------------------------------------------------------------------
     def _sharpen(self, point: Point) -> Looking:
-        """The aids that help at a glance, put together as long as they help each other."""
+        """One kind of aid after the other at a glance, each beside the ones that were found to help, until none does.
+
+        What helps alone may not help beside others (equalizing makes other ranges best), so kinds are looked at on
+        top of each other rather than one by one.
+        """
         start = yield from self._glance(point, "what the form alone gives")
         if start is None:
             return
-        gains: dict[int, float] = {}
-        aids = self._space.aids(point.form)
-        for i, aid in enumerate(aids):
-            sqnr = yield from self._glance(point.with_aid(aid), f"what '{aid.label}' brings")
-            if sqnr is not None and sqnr > start + HELPS_DB:
-                gains[i] = sqnr
         made, reached = point, start
-        for i in sorted(gains, key=lambda i: (-gains[i], i)):
-            if any(a.kind == aids[i].kind for a in made.aids):
-                continue
-            wider = made.with_aid(aids[i])
-            sqnr = yield from self._glance(wider, "aids together")
-            if sqnr is not None and sqnr > reached + HELPS_DB / 3:
-                made, reached = wider, sqnr
+        for _ in range(ROUNDS):
+            before = made
+            for aids in self._kinds(point.form):
+                bare = replace(made, aids=tuple(a for a in made.aids if a.kind != aids[0].kind))
+                for tried in (bare, *(bare.with_aid(aid) for aid in aids)):
+                    sqnr = yield from self._glance(tried, f"{reached - start:+.1f} dB so far")
+                    if sqnr is not None and sqnr > reached + HELPS_DB:
+                        made, reached = tried, sqnr
+            if made == before:
+                break
         if made != point:
             yield from self._weigh(made, f"{reached - start:+.1f} dB at a glance")
+
+    def _kinds(self, form: str) -> list[list[Aid]]:
+        """The aids of a form by kind, in the order in which they act."""
+        kinds: dict[str, list[Aid]] = {}
+        for aid in self._space.aids(form):
+            kinds.setdefault(aid.kind, []).append(aid)
+        return [kinds[k] for k in sorted(kinds, key=lambda k: KINDS.index(k) if k in KINDS else len(KINDS))]
 
     def _lighten(self) -> Looking:
         """Leave in float, one after the other, layers that integers make slower."""

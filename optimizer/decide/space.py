@@ -30,6 +30,11 @@ FASTEST_ACCURACY = 4
 """``accuracy-level`` at which packed weights are multiplied as 8-bit integers; others compute in float."""
 
 
+KINDS = ("scaling", "smoothing", "rounding", "observer", "biases")
+"""Kinds of aids in the order in which they act: weights are scaled, then rounded, then ranges are taken, then biases
+mended."""
+
+
 @dataclass(frozen=True)
 class Offer:
     """The passes that can be used, and of each its options by name."""
@@ -143,9 +148,7 @@ class Point:
 
 
 def _order(aid: Aid) -> int:
-    """Scaling before smoothing, corrections after rounding."""
-    kinds = ("scaling", "smoothing", "observer", "rounding", "biases")
-    return kinds.index(aid.kind) if aid.kind in kinds else len(kinds)
+    return KINDS.index(aid.kind) if aid.kind in KINDS else len(KINDS)
 
 
 def _spelled(key: str, value: Any) -> str:

@@ -180,8 +180,10 @@ def _plain(node: ir.Node) -> Mapping[str, object]:
 
 
 def _is_quantized(value: ir.Value) -> bool:
-    """Whether a QuantizeLinear reads this value, directly or behind a Relu or Clip that a runtime may take away."""
+    """Whether a QuantizeLinear reads this value, directly or behind what a runtime may take away first."""
     readers = [n for n, _ in value.uses()]
-    readers += [n for r in readers if r.op_type in ("Relu", "Clip") for n, _ in r.outputs[0].uses()]
+    for reader in readers:
+        if reader.op_type in ("Relu", "Clip", "Identity"):
+            readers += [n for n, _ in reader.outputs[0].uses()]
     return any(n.op_type == "QuantizeLinear" for n in readers)
 

@@ -158,6 +158,23 @@ def test_gentler_rungs_are_tried_where_they_can_help(word: Judgement, value: flo
     assert ladder.wants_gentler(facts, [step("int8 static", word, value, drop)], 0.01) == wanted
 
 
+@pytest.mark.parametrize(
+    ("word", "value", "drop", "wanted"),
+    [
+        (Judgement.REJECTED, 2.0, 0.03, True),
+        (Judgement.ACCEPTED, 2.0, 0.008, True),
+        (Judgement.ACCEPTED, 2.0, 0.001, False),
+        (Judgement.REJECTED, 0.8, 0.03, False),
+    ],
+)
+def test_more_care_is_tried_before_layers_are_left_in_float(
+    word: Judgement, value: float, drop: float, wanted: bool
+) -> None:
+    rungs = ladder.refined(Facts(2, True, LAYERS, ()), [step("int8 static", word, value, drop)], 0.01)
+    assert bool(rungs) == wanted
+    assert not any("exclude" in dict(r.recipe.steps[-1].options) for r in rungs)
+
+
 def test_gentler_rungs_leave_the_most_sensitive_layers_in_float_boldest_first() -> None:
     rungs = ladder.gentler(Facts(2, True, LAYERS, ()), {name: float(i) for i, name in enumerate(LAYERS)})
     kept = [dict(r.recipe.steps[-1].options)["exclude"] for r in rungs]
