@@ -1,6 +1,6 @@
 """What -O3 gains over -O2, and what it takes: the three samples and any MODEL=DATA given.
 
-    python benchmarks/levels.py [--time-limit SECONDS] [--budget LIMIT]... [MODEL=DATA ...]
+python benchmarks/levels.py [--time-limit SECONDS] [--budget LIMIT]... [MODEL=DATA ...]
 """
 
 from __future__ import annotations

@@ -41,6 +41,9 @@ ROUNDS = 2
 SAVES_SHARE = 1e-3
 """The least share of the run that a layer is taken to save, so that prices stay finite."""
 
+LEAST_SAVED = 0.1
+"""Layers are left out as long as the others save this share of what all of them save."""
+
 MOST_LIGHTENED = 6
 MOST_AIMED = 4
 
@@ -231,9 +234,17 @@ class _Search:
     def _left_out(self, start: Point, order: Sequence[str], count: int) -> Generator[Ask, Seen, bool]:
         """Whether leaving out so many is enough: the quality holds with room to spare, or nothing is saved any more."""
         names = frozenset(n for group in order[:count] for n in self._evidence.groups[group])
+        if self._still_saved(names) < LEAST_SAVED:
+            return True
         point = replace(start, left=start.left | names)
         seen = yield from self._weigh(point, f"without the {count} that do most damage for the time that they save")
         return self._comfortable(point) or (seen.gain is not None and not seen.pays)
+
+    def _still_saved(self, left: frozenset[str]) -> float:
+        """The share of the time saved by integers that is left when some layers are float, by the profile."""
+        saved = {n: ms for n, ms in self._evidence.saved_ms.items() if ms > 0}
+        whole = sum(saved.values())
+        return sum(ms for n, ms in saved.items() if n not in left) / whole if whole else 1.0
 
     def _by_damage(self) -> list[str]:
         """Groups by damage for each millisecond that they save, the worst first."""

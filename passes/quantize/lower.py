@@ -186,4 +186,3 @@ def _is_quantized(value: ir.Value) -> bool:
         if reader.op_type in ("Relu", "Clip", "Identity"):
             readers += [n for n, _ in reader.outputs[0].uses()]
     return any(n.op_type == "QuantizeLinear" for n in readers)
-

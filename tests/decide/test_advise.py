@@ -44,9 +44,8 @@ def test_a_hair_is_not_slower() -> None:
 
 
 def test_pairs_that_did_not_fuse_islands_and_signed_activations() -> None:
-    broken = replace(
-        CALM, unfused=(Unfused("c1", "Conv", True, 0.02),), islands=(Island(("act",), ("Sigmoid",), 2, 0.01),), signed=True
-    )  # fmt: skip
+    pair, island = Unfused("c1", "Conv", True, 0.02), Island(("act",), ("Sigmoid",), 2, 0.01)
+    broken = replace(CALM, unfused=(pair,), islands=(island,), signed=True)
     texts = [a.text for a in given(broken)]
     assert any("c1 is quantized in the file but computed in float" in t for t in texts)
     assert any("float islands take 10 us: Sigmoid" in t for t in texts)
@@ -69,4 +68,6 @@ def test_little_signal_asks_for_other_ranges() -> None:
 
 def test_what_the_runtime_quantizes_itself() -> None:
     layer = Layer("c9", "Conv", "float", "QLinearConv")
-    assert any("the runtime quantizes the weights itself" in a.text for a in given(replace(CALM, layers=(*GOOD, layer))))
+    assert any(
+        "the runtime quantizes the weights itself" in a.text for a in given(replace(CALM, layers=(*GOOD, layer)))
+    )

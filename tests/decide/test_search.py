@@ -62,7 +62,7 @@ class Landscape:
         return Seen(None, holds and gain > 1.02, gain if holds else None, drop, gain > 1.02)
 
     def evidence(self) -> Sensitivity:
-        saved = {n: -self.slow[n] if n in self.slow else 0.1 for n in self.damage}
+        saved = {n: self.slow.get(n, 0.15) for n in self.damage}
         return Sensitivity("made up", self.damage, saved, 1.0, grouped(tuple(self.damage)))
 
 
@@ -106,6 +106,31 @@ def test_the_fewest_damaging_layers_are_left_in_float(bad: int) -> None:
     best = walk(land)
     assert best is not None and best.left == frozenset(LAYERS[:bad])
     assert sum(a.depth is Depth.FULL for a in land.asked) < 25
+
+
+def test_leaving_out_ends_where_nothing_is_saved_any_more() -> None:
+    land = Landscape(dict.fromkeys(LAYERS, 0.02), slow=dict.fromkeys(LAYERS, 0.6))
+    assert walk(land) is None
+    counts = [len(a.point.left) for a in land.asked if a.point.left]
+    assert max(counts) == 10, "with eleven of twelve in float hardly any time is saved, so that is not looked at"
+
+
+def test_an_aid_that_helps_only_beside_a_later_one_is_found_in_the_second_round() -> None:
+    land = Landscape(dict.fromkeys(LAYERS, 0.002), {"mse ranges": 0.6})
+    alone = land.drop
+    both = {"equalized", "mse ranges"}
+    land.drop = lambda point: 1e-4 if both <= {a.label for a in point.aids} else alone(point)  # type: ignore[method-assign]
+    best = walk(land)
+    assert best is not None and {a.label for a in best.aids} == both and not best.left
+    assert both in [{aid.label for aid in a.point.aids} for a in land.asked if a.depth is Depth.GLANCE]
+
+
+def test_a_harmless_layer_of_a_group_that_was_left_out_is_taken_back() -> None:
+    damage = {f"block{i}/{part}": 1e-5 for i in range(14) for part in "ab"} | {"block3/a": 0.02}
+    land = Landscape(damage)
+    best = walk(land, Space(OFFER, True, tuple(damage), ()))
+    assert frozenset({"block3/a", "block3/b"}) in {a.point.left for a in land.asked}
+    assert best is not None and best.left == {"block3/a"}
 
 
 def test_layers_that_integers_make_slower_are_left_in_float() -> None:

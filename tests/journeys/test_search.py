@@ -122,7 +122,10 @@ def artifact(place: Path) -> str:
 
 def test_an_artifact_is_explained_without_its_source_and_better_with_it(place: Path, artifact: str) -> None:
     data = str(place / "data.npz")
-    twin, source = explain(place, artifact, data=data), explain(place, artifact, data=data, against=str(place / "cnn.onnx"))
+    twin, source = (
+        explain(place, artifact, data=data),
+        explain(place, artifact, data=data, against=str(place / "cnn.onnx")),
+    )
     for found in (twin, source):
         assert {y.layer: y.form for y in found.layers} == {
             "n0/Conv": "int8", "n1/Conv": "float", "n2/Conv": "int8", "head": "int8"

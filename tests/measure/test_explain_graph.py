@@ -45,7 +45,9 @@ def test_a_float_operator_between_integers_is_an_island(store: Store) -> None:
     rng = np.random.default_rng(0)
     weights = {"w0": rng.normal(size=(8, 3, 3, 3)) * 0.1, "w1": rng.normal(size=(8, 8, 3, 3)) * 0.1}
     subject = runtime.model(text, **{n: w.astype(np.float32) for n, w in weights.items()})
-    (island,) = islands(run_by_runtime(applied(subject, X), store))
+    found = run_by_runtime(applied(subject, X), store)
+    (island,) = islands(found)
+    assert unfused(found) == (), "Exp has no integer kernel that it could have been given"
     assert island.nodes == ("exp", "neg") and island.ops == ("Exp", "Neg")
     assert island.conversions == 2 and island.ms > 0
 
@@ -107,3 +109,17 @@ def test_what_moves_integers_belongs_to_no_island() -> None:
     (island,) = islands(found)
     assert island.nodes == ("f", "g") and island.ms == 4.0 and island.conversions == 2
     assert [u.node for u in unfused(found)] == ["f"], "Sigmoid has an integer kernel that was not taken"
+
+
+def test_floats_that_flow_in_from_elsewhere_make_it_a_shore() -> None:
+    found = [
+        node("QuantizeLinear", "x", "a"),
+        node("com.microsoft.QLinearConv", "a", "b"),
+        node("DequantizeLinear", "b", "c"),
+        node("Exp", "c", "d"),
+        node("QuantizeLinear", "d", "e"),
+        node("com.microsoft.QLinearConv", "e", "y"),
+    ]
+    assert len(islands(found)) == 1
+    found[3:4] = [node("com.microsoft.MatMulIntegerToFloat", "a", "f"), node("Pow", "c f", "d")]
+    assert islands(found) == ()

@@ -10,10 +10,14 @@ from optimizer.report import console, frontier, markdown
 from tests.report import records
 
 POINTS = (
-    FrontierPoint("int8 static", records.RECIPE, Interval(2.31, 2.2, 2.4), 0.52, Interval(0.002, 0, 0.004), 1_210_000, True),
-    FrontierPoint("int8 <all> & more", "tidy", Interval(2.8, 2.7, 2.9), 0.4, Interval(0.03, 0.02, 0.04), 1_200_000, False),
+    FrontierPoint(
+        "int8 static", records.RECIPE, Interval(2.31, 2.2, 2.4), 0.52, Interval(0.002, 0, 0.004), 1_210_000, True
+    ),
+    FrontierPoint(
+        "int8 <all> & more", "tidy", Interval(2.8, 2.7, 2.9), 0.4, Interval(0.03, 0.02, 0.04), 1_200_000, False
+    ),
     FrontierPoint("source", "", Interval(1, 1, 1), 1.2, None, 4_700_000, True),
-)  # fmt: skip
+)
 EVIDENCE = Sensitivity("each alone", {"/a|b": 1e-3, "/c": 0.1, "/d": 0.0}, {"/c": -0.013, "/a|b": 0.02}, 1.0)
 RECORD: Record = replace(records.OPTIMIZED, frontier=POINTS, sensitivity=EVIDENCE)
 
@@ -26,7 +30,11 @@ def test_rows_say_what_ships_and_what_held() -> None:
 
 
 def test_layers_are_ranked_by_damage() -> None:
-    assert frontier.layer_rows(EVIDENCE) == [("/c", "10.0 dB", "-13 us"), ("/a|b", "30.0 dB", "+20 us"), ("/d", "none", "-")]
+    assert frontier.layer_rows(EVIDENCE) == [
+        ("/c", "10.0 dB", "-13 us"),
+        ("/a|b", "30.0 dB", "+20 us"),
+        ("/d", "none", "-"),
+    ]
     assert frontier.layer_rows(None) == []
 
 
