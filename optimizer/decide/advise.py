@@ -22,6 +22,9 @@ DOMINATES = 0.25
 WEAK_DB = 30.0
 """Below this signal over noise at the outputs, other ranges and roundings are worth a try."""
 
+MANY = 0.25
+"""Where more than this share of the layers did not fuse, leaving them out one by one is no cure."""
+
 MOST_NAMED = 4
 
 
@@ -56,7 +59,8 @@ def _requantized(found: Explanation) -> Advice | None:
 
 def _slower(found: Explanation) -> Advice | None:
     least = found.before_ms * WORTH_MS
-    hit = [y.layer for y in found.layers if y.form != FLOAT and _loses(y, least)]
+    told = {u.node for u in found.unfused}
+    hit = [y.layer for y in found.layers if y.form != FLOAT and y.layer not in told and _loses(y, least)]
     if not hit:
         return None
     return Advice(f"{_names(hit)} {_is(hit)} slower in integers than in float", _with_static(found, exclude=hit))
@@ -71,6 +75,9 @@ def _unfused(found: Explanation) -> Advice | None:
     hit = [u.node for u in found.unfused]
     if not hit:
         return None
+    if len(hit) > len(found.layers) * MANY:
+        text = f"{len(hit)} operators are quantized in the file but computed in float: quantize the float source anew"
+        return Advice(text, Recipe((*LOSSLESS.steps, Part(STATIC))).text())
     text = (
         f"{_names(hit)} {_is(hit)} quantized in the file but computed in float: leave it in float, or clean the graph"
     )

@@ -102,7 +102,7 @@ def forms(floating: Model, quantized: Model) -> dict[str, tuple[str, str]]:
         if node.op_type not in LAYERS or not _weighted(node):
             continue
         name = names.of(node)
-        twin = by_name.get(name) or by_name.get(f"{name}_integer")
+        twin = next((found for end in ("", "_integer", "_quant") if (found := by_name.get(name + end))), None)
         found[name] = (node.op_type, _form(twin or _behind(node, by_value)))
     return found
 

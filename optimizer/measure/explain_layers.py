@@ -27,6 +27,11 @@ SAMPLES = 16
 AT_ONCE = 32
 """Values that one pair of runs hands over: with many layers the runs are repeated, so that memory stays bounded."""
 
+_RESULT_GRIDS = {"QLinearConv": 6, "QLinearMatMul": 6, "QGemm": 7}
+"""Operators on integers, with the index of the input that holds the scale of their result; its zero follows."""
+
+_INTEGERS = ("QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
+
 MOST_DB = 120.0
 """Better than this is float32's own rounding; it is told as this."""
 
@@ -159,9 +164,21 @@ class _Pairing:
         if kept and kept in self._known:
             return kept, self._seen(kept)
         if own not in self._known:
-            return self._scaled(value)
+            return self._integers(kept or own) or self._integers(own) or self._scaled(value)
         seen = self._seen(own)
         return (kept if kept and seen != own else own), seen
+
+    def _integers(self, name: str) -> tuple[str, str] | None:
+        """A value that only an operator on integers gives (QLinearConv and its like), made visible as floats."""
+        for node in self.probed.graph:
+            grid = _RESULT_GRIDS.get(node.op_type)
+            if grid is None or node.outputs[0].name not in (name, f"{name}_quantized") or len(node.inputs) <= grid + 1:
+                continue
+            key = str(node.outputs[0].name)
+            if key not in self._probes:
+                self._probes[key] = self._dequantized(node, [node.outputs[0], *node.inputs[grid : grid + 2]], {})
+            return name, self._probes[key]
+        return None
 
     def _scaled(self, value: ir.Value) -> tuple[str, str] | None:
         """The next value behind one that the other model does not have: a product of integers before it is scaled."""
@@ -190,15 +207,27 @@ class _Pairing:
         key = str(eight.name)
         if key not in self._probes:
             attributes = {k: a.value for k, a in quantize.attributes.items() if k == "axis"}
-            node = ir.node("DequantizeLinear", [eight, *quantize.inputs[1:]], attributes, name=f"{key}/probe")
-            node.outputs[0].name = f"{key}/probed"
-            self.probed.graph.insert_after(quantize, node)
-            self._probes[key] = f"{key}/probed"
+            self._probes[key] = self._dequantized(quantize, [eight, *quantize.inputs[1:]], attributes)
         return self._probes[key]
+
+    def _dequantized(self, after: ir.Node, inputs: list[ir.Value | None], attributes: dict[str, int]) -> str:
+        """The name of what a new DequantizeLinear makes of ``inputs``."""
+        key = str(after.outputs[0].name)
+        node = ir.node("DequantizeLinear", inputs, attributes, name=f"{key}/probe")
+        node.outputs[0].name = f"{key}/probed"
+        self.probed.graph.insert_after(after, node)
+        return f"{key}/probed"
 
 
 def _is_float(value: ir.Value) -> bool:
     producer = value.producer()
-    if producer is not None and producer.op_type in ("QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger"):
+    if producer is not None and (producer.op_type in _INTEGERS or producer.op_type.startswith("QLinear")):
+        return False
+    if _gives_integers(producer):
         return False
     return value.type is None or value.type.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def _gives_integers(node: ir.Node | None) -> bool:
+    """A QGemm gives integers when it is told their scale."""
+    return node is not None and node.op_type == "QGemm" and len(node.inputs) > 7 and node.inputs[7] is not None

@@ -54,6 +54,13 @@ def test_pairs_that_did_not_fuse_islands_and_signed_activations() -> None:
     assert not any("islands" in a.text for a in given(meant)), "a layer that was left in float is no accident"
 
 
+def test_many_pairs_that_did_not_fuse_ask_for_another_start() -> None:
+    pairs = tuple(Unfused(f"c{i}", "Conv", True, 0.02) for i in range(4))
+    slow = tuple(replace(y, after_ms=0.2) for y in GOOD[:4])
+    (one,) = given(replace(CALM, unfused=pairs, layers=(*slow, *GOOD[4:])))
+    assert "anew" in one.text and one.recipe.endswith("quantize-static")
+
+
 def test_one_layer_that_does_most_of_the_damage() -> None:
     worst = replace(GOOD[2], alone_db=30.0)
     (one,) = given(replace(CALM, output_db=32.0, layers=(worst, *GOOD[:2], *GOOD[3:])))

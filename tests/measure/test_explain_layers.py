@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from optimizer.measure.explain import forms
 from optimizer.measure.explain_layers import MOST_DB, layer_errors, output_sqnr, sqnr
 from optimizer.measure.explain_twin import float_twin
 from optimizer.store.store import Store
+from passes.kit.model import Model
 from passes.quantize.quantize_dynamic import QuantizeDynamic
 from passes.quantize.quantize_static import QuantizeStatic
 from tests.measure.quantized import SITE, applied, chain, images, samples_of, store
-from tests.support.runtime import run
+from tests.support.runtime import model, run
 
 assert store
 
@@ -55,6 +57,44 @@ def test_the_twin_has_the_same_layers(store: Store) -> None:
         assert [e.layer for e in found] == ["conv0", "conv1", "conv2", "head"]
         assert all(e.sqnr_db is not None for e in found)
         assert found[-1].sqnr_db is not None and 20 < found[-1].sqnr_db < 70
+
+
+def test_operators_on_integers_are_seen_too(store: Store) -> None:
+    """The form in which onnxruntime's own quantizer writes QOperator models: names end in ``_quant``."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[n,3] x) => (float[n,4] z) {
+        q = QuantizeLinear (x, s, zero)
+        [one_quant] y_quantized = QLinearMatMul (q, s, zero, w8, ws, wz, ys, yz)
+        y = DequantizeLinear (y_quantized, ys, yz)
+        z = Neg (y)
+    }"""
+    plain = """<ir_version: 8, opset_import: ["" : 17]> g (float[n,3] x) => (float[n,4] z) {
+        [one] y = MatMul (x, w)
+        z = Neg (y)
+    }"""
+    w8 = np.random.default_rng(0).integers(-100, 100, (3, 4)).astype(np.int8)
+    scalar = {"s": 0.03, "ws": 0.01, "ys": 0.05}
+    quantized = model(
+        text, w8=w8, zero=np.array(128, np.uint8), wz=np.array(0, np.int8), yz=np.array(128, np.uint8),
+        **{n: np.float32(v).reshape(()) for n, v in scalar.items()},
+    )  # fmt: skip
+    floating = model(plain, w=w8.astype(np.float32) * np.float32(0.01))
+    x = np.random.default_rng(1).normal(size=(9, 3)).astype(np.float32)
+    for subject in (quantized, _without(quantized, "y")):
+        (found,) = layer_errors(floating, subject, samples_of(floating, x), SITE, store)
+        a, b = (-run(m, {"x": x})["z"].astype(np.float64) for m in (floating, quantized))
+        assert found.layer == "one"
+        assert found.sqnr_db == pytest.approx(10 * np.log10((a**2).sum() / ((b - a) ** 2).sum()), abs=1e-3)
+    assert forms(floating, quantized) == {"one": ("MatMul", "int8")}
+
+
+def _without(subject: Model, name: str) -> Model:
+    """The same with a value called otherwise, so that only its integers can be found."""
+    fork = subject.fork()
+    for node in fork.graph:
+        for output in node.outputs:
+            output.name = "else" if output.name == name else output.name
+    fork.forget_digest()
+    return fork
 
 
 def test_outputs_are_compared_and_remembered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,7 @@ def zipped(inside: str) -> Callable[[Path], None]:
         (b"\x1c\0\0\0TFL3....", "TensorFlow Lite", "not-onnx"),
         (b"\x1c\0\0\0ORTM....", "onnxruntime's own format", "not-onnx"),
         (b'{"weights": []}', "it is JSON", "not-onnx"),
-        (gzip.compress(b"model"), "compressed with gzip. Unpack it first: gunzip", "not-onnx"),
+        (gzip.compress(b"model", mtime=0), "compressed with gzip. Unpack it first: gunzip", "not-onnx"),
         (b"\x80\x04\x95abc", "Python pickle", "not-onnx"),
         ((60).to_bytes(8, "little") + b'{"w":{}}', "safetensors", "not-onnx"),
         (b"<!DOCTYPE html><html>", "web page", "not-onnx"),
