@@ -102,7 +102,7 @@ def forms(floating: Model, quantized: Model) -> dict[str, tuple[str, str]]:
         if node.op_type not in LAYERS or not _weighted(node):
             continue
         name = names.of(node)
-        twin = next((found for end in ("", "_integer", "_quant") if (found := by_name.get(name + end))), None)
+        twin = next((by_name[name + end] for end in ("", "_integer", "_quant") if name + end in by_name), None)
         found[name] = (node.op_type, _form(twin or _behind(node, by_value)))
     return found
 

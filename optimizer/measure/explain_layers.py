@@ -164,17 +164,20 @@ class _Pairing:
         if kept and kept in self._known:
             return kept, self._seen(kept)
         if own not in self._known:
-            return self._integers(kept or own) or self._integers(own) or self._scaled(value)
+            return self._integers(kept, kept) or self._integers(own, kept) or self._scaled(value)
         seen = self._seen(own)
         return (kept if kept and seen != own else own), seen
 
-    def _integers(self, name: str) -> tuple[str, str] | None:
-        """A value that only an operator on integers gives (QLinearConv and its like), made visible as floats."""
+    def _integers(self, name: str, clamped: str) -> tuple[str, str] | None:
+        """A value that only an operator on integers gives (QLinearConv and its like), made visible as floats. Where no
+        clamp reads it there, its grid has taken the clamp over."""
         for node in self.probed.graph:
             grid = _RESULT_GRIDS.get(node.op_type)
             if grid is None or node.outputs[0].name not in (name, f"{name}_quantized") or len(node.inputs) <= grid + 1:
                 continue
             key = str(node.outputs[0].name)
+            if clamped and not any(reader.op_type in ("Relu", "Clip") for reader, _ in node.outputs[0].uses()):
+                name = clamped
             if key not in self._probes:
                 self._probes[key] = self._dequantized(node, [node.outputs[0], *node.inputs[grid : grid + 2]], {})
             return name, self._probes[key]
