@@ -8,6 +8,7 @@ source itself.
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -80,7 +81,10 @@ def two_step_interrupt(climb: Climb) -> AbstractContextManager[None]:
 
     def stop() -> None:
         climb.stopped = True
-        climb.bench.watch.warn("stopping after the recipe in hand; once more ends without an artifact")
+        # From a thread: the signal may have come in the middle of a write to the same stream, which cannot be entered
+        # again; the thread waits until that write is done.
+        text = "stopping after the recipe in hand; once more ends without an artifact"
+        threading.Thread(target=climb.bench.watch.warn, args=(text,), daemon=True).start()
 
     return first_interrupt(stop) if climb.bench.settings.level >= 3 else nullcontext()
 

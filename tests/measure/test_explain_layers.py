@@ -59,29 +59,32 @@ def test_the_twin_has_the_same_layers(store: Store) -> None:
         assert found[-1].sqnr_db is not None and 20 < found[-1].sqnr_db < 70
 
 
-def test_operators_on_integers_are_seen_too(store: Store) -> None:
-    """The form in which onnxruntime's own quantizer writes QOperator models: names end in ``_quant``."""
+@pytest.mark.parametrize("clamp", ["Identity", "Relu"])
+def test_operators_on_integers_are_seen_too(clamp: str, store: Store) -> None:
+    """The form in which onnxruntime's own quantizer writes QOperator models: names end in ``_quant``, and the grid of
+    a result takes its Relu over."""
     text = """<ir_version: 8, opset_import: ["" : 17]> g (float[n,3] x) => (float[n,4] z) {
         q = QuantizeLinear (x, s, zero)
         [one_quant] y_quantized = QLinearMatMul (q, s, zero, w8, ws, wz, ys, yz)
-        y = DequantizeLinear (y_quantized, ys, yz)
-        z = Neg (y)
+        r = DequantizeLinear (y_quantized, ys, yz)
+        z = Neg (r)
     }"""
-    plain = """<ir_version: 8, opset_import: ["" : 17]> g (float[n,3] x) => (float[n,4] z) {
+    plain = f"""<ir_version: 8, opset_import: ["" : 17]> g (float[n,3] x) => (float[n,4] z) {{
         [one] y = MatMul (x, w)
-        z = Neg (y)
-    }"""
+        r = {clamp} (y)
+        z = Neg (r)
+    }}"""
     w8 = np.random.default_rng(0).integers(-100, 100, (3, 4)).astype(np.int8)
-    scalar = {"s": 0.03, "ws": 0.01, "ys": 0.05}
+    least = np.array(0 if clamp == "Relu" else 128, np.uint8)
     quantized = model(
-        text, w8=w8, zero=np.array(128, np.uint8), wz=np.array(0, np.int8), yz=np.array(128, np.uint8),
-        **{n: np.float32(v).reshape(()) for n, v in scalar.items()},
+        text, w8=w8, zero=np.array(128, np.uint8), wz=np.array(0, np.int8), yz=least,
+        **{n: np.float32(v).reshape(()) for n, v in {"s": 0.03, "ws": 0.01, "ys": 0.05}.items()},
     )  # fmt: skip
     floating = model(plain, w=w8.astype(np.float32) * np.float32(0.01))
     x = np.random.default_rng(1).normal(size=(9, 3)).astype(np.float32)
-    for subject in (quantized, _without(quantized, "y")):
+    a, b = (run(m, {"x": x})["z"].astype(np.float64) for m in (floating, quantized))
+    for subject in (quantized, _without(quantized, "r")):
         (found,) = layer_errors(floating, subject, samples_of(floating, x), SITE, store)
-        a, b = (-run(m, {"x": x})["z"].astype(np.float64) for m in (floating, quantized))
         assert found.layer == "one"
         assert found.sqnr_db == pytest.approx(10 * np.log10((a**2).sum() / ((b - a) ** 2).sum()), abs=1e-3)
     assert forms(floating, quantized) == {"one": ("MatMul", "int8")}
