@@ -41,7 +41,9 @@ def explanation(found: Explanation, *, everything: bool = False) -> RenderableTy
 
 def _head(found: Explanation) -> list[RenderableType]:
     forms = [y.form for y in found.layers]
-    counted = ", ".join(f"{forms.count(form)} {form}" for form in sorted(set(forms), key=lambda f: -forms.count(f)))
+    counted = ", ".join(
+        f"{forms.count(form)} {form}" for form in sorted(set(forms), key=lambda f: (-forms.count(f), f))
+    )
     parts = [
         line("model", f"{found.name}: {found.quantized or 'float'}"),
         line("compared with", f"{found.reference}, on {found.samples} samples"),
@@ -115,7 +117,7 @@ def _islands(found: Explanation) -> list[RenderableType]:
 
 def _times(found: Explanation) -> RenderableType:
     was, now = ({o.op: o for o in ops} for ops in (found.before, found.after))
-    order = sorted({*was, *now}, key=lambda op: -max((t[op].ms for t in (was, now) if op in t), default=0.0))
+    order = sorted({*was, *now}, key=lambda op: (-max((t[op].ms for t in (was, now) if op in t), default=0.0), op))
     rows = []
     for op in order[:MOST_ROWS]:
         cells = [(str(t[op].count), _us(t[op].ms)) if op in t else (words.NOTHING, words.NOTHING) for t in (was, now)]
