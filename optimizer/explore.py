@@ -32,7 +32,7 @@ GOALS = {"size": "size_bytes", "memory": "memory_bytes"}
 def explore(climb: Climb, base: Candidate, space: Space) -> None:
     """Ask the strategy what to look at until it has nothing left, the time is up or the user says stop."""
     bench = climb.bench
-    facts = facts_of(climb, base, space)
+    facts = facts_of(climb, base, space) if not climb.over() else search.Facts(space, None)
     strategy = search.strategy(facts)
     bench.watch.stage("searching")
     answer: Seen | None = None
