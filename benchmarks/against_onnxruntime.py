@@ -130,7 +130,8 @@ def in_child(arguments: Sequence[str], out: Path, kept: Path) -> Made:
     if kept.exists():
         return Made(**json.loads(kept.read_text()))
     with tempfile.TemporaryFile() as errors:
-        child = subprocess.Popen([sys.executable, __file__, *arguments], stdout=errors, stderr=errors)
+        command = [sys.executable, str(Path(__file__).resolve()), *arguments]
+        child = subprocess.Popen(command, cwd=kept.parent, stdout=errors, stderr=errors)  # it may litter its folder
         deadline = time.monotonic() + LIMIT_SECONDS
         while True:
             found, status, usage = os.wait4(child.pid, os.WNOHANG)
@@ -256,7 +257,7 @@ def table(bench: Bench, found: list[Contender], failed: list[Made], timings: lis
 def compared(model: str, data: str, given: argparse.Namespace, root: Path) -> int:
     """One model: make everything, judge it, time it, print it."""
     name = model.removeprefix("sample:") if ":" in model else f"{Path(model).parent.name}-{Path(model).stem}"
-    work = root / name
+    work = root.resolve() / name
     work.mkdir(parents=True, exist_ok=True)
     settings = settings_of(model, data, work, given.level, given.batch)
     (work / "settings.pickle").write_bytes(pickle.dumps(settings))

@@ -108,10 +108,11 @@ def search(climb: Climb) -> None:
     climb.hindrance = "" if layers or dynamic else FLOATLESS
     facts = ladder.Facts(bench.settings.level, bench.calibrated, layers, dynamic)
     climb_all(climb, ladder.bold(facts))
+    space = Space(offered(), bench.calibrated, layers, dynamic, weight_share(base.model, bench.target.dynamic_ops))
     if bench.settings.level >= 3:
-        share = weight_share(base.model, bench.target.dynamic_ops)
-        explore(climb, base, Space(offered(), bench.calibrated, layers, dynamic, share))
+        explore(climb, base, space)
         return
+    climb_all(climb, ladder.packed(space, bench.settings.goal, climb.steps))
     climb_all(climb, ladder.lightened(facts, climb.steps, slower_layers(climb, base, layers)))
     climb_all(climb, ladder.refined(facts, climb.steps, margin(climb)))
     if ladder.wants_gentler(facts, climb.steps, margin(climb)) and not climb.over():

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from optimizer.decide.judge import LOSSLESS_LABEL, PAYS_POINT
+from optimizer.decide.space import Space
 from optimizer.records import Judgement, Step
 from passes.catalogue import LOSSLESS
 from passes.kit.recipe import Recipe
@@ -13,8 +14,18 @@ from passes.kit.recipe import Step as Part
 
 STATIC = "int8 static"
 
+SMALLER = ("size", "memory")
+"""Goals for which a model is to be small rather than fast."""
+
 COMFORTABLE = 0.5
 """A drop up to this share of what is allowed leaves room for the confirm samples to be harder."""
+
+CACHE_BYTES = 32 * 2**20
+"""Models that are smaller stay in the processor's caches, where packed weights save no time."""
+
+READING_PACE = 2e9
+"""Bytes of model for each second of a run from which on reading weights is what takes the time: a core reads 8 to 10 GB
+a second; products over many rows spend most of their time computing and stay below."""
 
 GENTLE_SHARES = (0.05, 0.12, 0.25, 0.5)
 """Shares of the most sensitive layers that successive rungs leave in float."""
@@ -51,6 +62,23 @@ def bold(facts: Facts) -> list[Rung]:
     if facts.dynamic_layers:
         rungs.append(Rung("int8 dynamic", LOSSLESS + Recipe((Part("quantize-dynamic"),))))
     return rungs
+
+
+def packed(space: Space, goal: str, steps: Sequence[Step]) -> list[Rung]:
+    """Weights alone in 8 and 4 bits: where the goal is to be small, or where the lossless model was measured to spend
+    its time reading them."""
+    free = next((s for s in steps if s.label == LOSSLESS_LABEL), None)
+    if goal not in SMALLER and not (free is not None and reads_weights(free)):
+        return []
+    return [Rung(point.label(), point.recipe()) for point in space.packed()]
+
+
+def reads_weights(step: Step) -> bool:
+    """Whether a model is bound by reading its weights: too large for the caches, and gone through too fast to be
+    bound by computing."""
+    if step.latency_ms is None or step.size_bytes is None or step.size_bytes < CACHE_BYTES:
+        return False
+    return step.size_bytes / (step.latency_ms.p50 / 1e3) >= READING_PACE
 
 
 def refined(facts: Facts, steps: Sequence[Step], margin: float | None) -> list[Rung]:

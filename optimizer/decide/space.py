@@ -26,6 +26,9 @@ BLOCK = 32
 LEAST_SHARE = 0.5
 """Packed weights are proposed where products hold at least this share of the bytes of all weights."""
 
+DATALESS_METHOD = "hqq"
+"""The best method of packing weights that looks at no activations."""
+
 FASTEST_ACCURACY = 4
 """``accuracy-level`` at which packed weights are multiplied as 8-bit integers; others compute in float."""
 
@@ -156,6 +159,8 @@ def _spelled(key: str, value: Any) -> str:
         return f"of {value} bits"
     if key in ("block", "accuracy-level"):
         return ""
+    if key == "method":
+        return f"by {value}"
     return f"{key} {value if not isinstance(value, tuple) else '+'.join(value)}"
 
 
@@ -177,10 +182,11 @@ class Space:
             found.append(Point(STATIC))
         if self.products and self.offer.has(DYNAMIC):
             found.append(Point(DYNAMIC))
-        return found + self._packed()
+        return found + self.packed()
 
-    def _packed(self) -> list[Point]:
-        """Weights alone, 8 and 4 bits: for models whose time goes into reading them."""
+    def packed(self) -> list[Point]:
+        """Weights alone, 8 and 4 bits: for models whose time goes into reading them. Without data to calibrate with,
+        by the method that needs none."""
         if not self.products or self.share < LEAST_SHARE or not self.offer.has(WEIGHTS, "bits"):
             return []
         known = self.offer.passes[WEIGHTS]
@@ -189,6 +195,8 @@ class Space:
             extras.append(("block", _nearest(known["block"], BLOCK)))
         if "accuracy-level" in known:
             extras.append(("accuracy-level", _nearest(known["accuracy-level"], FASTEST_ACCURACY)))
+        if not self.calibrated and DATALESS_METHOD in self.offer.choices(WEIGHTS, "method"):
+            extras.append(("method", DATALESS_METHOD))
         return [Point(WEIGHTS, (("bits", _nearest(known["bits"], bits)), *extras)) for bits in (8, 4)]
 
     def aids(self, form: str) -> list[Aid]:

@@ -13,6 +13,7 @@ from optimizer.decide import judge, ladder
 from optimizer.decide.budget import Budget
 from optimizer.decide.judge import Stakes
 from optimizer.decide.ladder import Facts
+from optimizer.decide.space import Space, offered
 from optimizer.measure.scales import QualityReading, SpeedReading
 from optimizer.measure.stats import DropEstimate, exact_drop
 from optimizer.records import Interval, Judgement, Latency, PassNote, Quality, Step, Verdict
@@ -141,6 +142,36 @@ def test_without_calibration_or_layers_there_is_no_static_rung() -> None:
     assert [r.label for r in ladder.bold(Facts(2, True, LAYERS, LAYERS))] == ["int8 static", "int8 dynamic"]
     assert [r.label for r in ladder.bold(Facts(2, False, LAYERS, LAYERS))] == ["int8 dynamic"]
     assert ladder.bold(Facts(2, True, (), ())) == []
+
+
+def lossless(size_bytes: int, ms: float) -> Step:
+    latency = Latency(ms, ms, ms, "cpu", 100)
+    return replace(step("lossless", Judgement.ACCEPTED, 1.0, 0.0), size_bytes=size_bytes, latency_ms=latency)
+
+
+@pytest.mark.parametrize(
+    ("goal", "size_bytes", "ms", "wanted"),
+    [
+        ("latency", 500_000_000, 60.0, True),
+        ("latency", 500_000_000, 400.0, False),
+        ("latency", 5_000_000, 0.6, False),
+        ("size", 5_000_000, 0.6, True),
+        ("memory", 500_000_000, 400.0, True),
+    ],
+    ids=["bound by reading", "bound by computing", "fits the caches", "to be small", "to need little memory"],
+)
+def test_weights_alone_are_packed_where_reading_them_takes_the_time_or_the_space(
+    goal: str, size_bytes: int, ms: float, wanted: bool
+) -> None:
+    space = Space(offered(), True, LAYERS, LAYERS)
+    rungs = ladder.packed(space, goal, [lossless(size_bytes, ms)])
+    assert [r.label for r in rungs] == (["weights of 8 bits", "weights of 4 bits"] if wanted else [])
+
+
+def test_weights_are_packed_by_a_method_that_needs_no_data_where_there_is_none_to_calibrate_with() -> None:
+    rungs = ladder.packed(Space(offered(), False, (), LAYERS), "size", [])
+    assert [dict(r.recipe.steps[-1].options)["method"] for r in rungs] == ["hqq", "hqq"]
+    assert ladder.packed(Space(offered(), True, LAYERS, (), 0.0), "size", []) == []
 
 
 @pytest.mark.parametrize(
