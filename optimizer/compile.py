@@ -29,14 +29,14 @@ from optimizer.preflight import require_room
 from optimizer.progress import Silent, Watcher
 from optimizer.records import Judgement, Record, Verdict
 from optimizer.workshop import Bench, candidate_weight, open_bench
-from passes.quantize.layers import nested_layers, quantizable
+from passes.quantize.layers import nested_layers, quantizable, quantizable_at_run_time
 
 CONFIRM_AT_MOST = 3
 
 DATALESS = "there is no data to judge it on"
 FLOATLESS = "no layer with constant float32 weights can be quantized"
 
-NESTED = "they lie in the body of an If, Loop or Scan, whose values cannot be observed"
+NESTED = "lie in the body of an If, Loop or Scan, whose values cannot be observed: static int8 leaves them in float"
 
 
 def compile_settings(settings: Settings, watch: Watcher | None = None) -> Record:
@@ -102,9 +102,9 @@ def search(climb: Climb) -> None:
         climb.hindrance = DATALESS
         return
     layers = quantizable(base.model, bench.target) if bench.calibrated else ()
-    dynamic = quantizable(base.model, bench.target, bench.target.dynamic_ops)
+    dynamic = quantizable_at_run_time(base.model, bench.target)
     if hidden := nested_layers(base.model):
-        climb.warn(f"{len(hidden)} layers stay float: {NESTED}")
+        climb.warn(f"{len(hidden)} layers {NESTED}")
     climb.hindrance = "" if layers or dynamic else FLOATLESS
     facts = ladder.Facts(bench.settings.level, bench.calibrated, layers, dynamic)
     climb_all(climb, ladder.bold(facts))

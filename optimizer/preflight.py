@@ -18,7 +18,7 @@ from optimizer.runtime import hardware, sessions
 from optimizer.verify.apply import WORKING_COPIES
 from optimizer.workshop import Bench, open_bench
 from passes.kit.recipe import Recipe
-from passes.quantize.layers import quantizable
+from passes.quantize.layers import quantizable, quantizable_at_run_time
 
 PASS_SECONDS_PER_MB = 0.05
 PASS_SECONDS = 0.5
@@ -130,7 +130,7 @@ def planned(bench: Bench) -> list[ladder.Rung]:
         return [ladder.lossless()]
     model, target = bench.source.model, bench.target
     layers = quantizable(model, target) if bench.calibrated else ()
-    facts = ladder.Facts(settings.level, bench.calibrated, layers, quantizable(model, target, target.dynamic_ops))
+    facts = ladder.Facts(settings.level, bench.calibrated, layers, quantizable_at_run_time(model, target))
     return [ladder.lossless(), *ladder.bold(facts)]
 
 

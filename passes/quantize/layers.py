@@ -91,6 +91,15 @@ def choose(graph: ir.Graph, ops: Sequence[str], exclude: Sequence[str] = (), onl
     return Choice(layers, refused)
 
 
+def choose_everywhere(
+    model: Model, ops: Sequence[str], exclude: Sequence[str] = (), only: Sequence[str] = ()
+) -> Choice:
+    """The same over all graphs of ``model``, the bodies of If, Loop and Scan included."""
+    found = [choose(graph, ops, exclude, only) for graph in model.graphs()]
+    layers = {node: layer for choice in found for node, layer in choice.layers.items()}
+    return Choice(layers, {node: reason for choice in found for node, reason in choice.refused.items()})
+
+
 def quantizable(model: Model, target: Target, ops: Sequence[str] = ()) -> tuple[str, ...]:
     """Names of the weight-bearing nodes that ``quantize-static`` would quantize, in graph order.
 
@@ -100,6 +109,13 @@ def quantizable(model: Model, target: Target, ops: Sequence[str] = ()) -> tuple[
     graph = model.fork().graph  # reading a Constant names its tensor, and the model is not ours
     names = Names(graph)
     return tuple(names.of(node) for node in choose(graph, ops or target.static_ops).layers)
+
+
+def quantizable_at_run_time(model: Model, target: Target) -> tuple[str, ...]:
+    """Names of the nodes that ``quantize-dynamic`` would quantize: those of the main graph, then those in bodies."""
+    fork = model.fork()
+    ops = target.dynamic_ops
+    return tuple(names.of(n) for g in fork.graphs() for names in [Names(g)] for n in choose(g, ops).layers)
 
 
 def read_layer(node: ir.Node) -> Layer | Refused:

@@ -83,7 +83,7 @@ class PairWriter:
             if layer.bias is not None:
                 bias = self._edit.initializer(self._graph, f"{old[1].name}_scaled", np.ascontiguousarray(layer.bias))
                 node.replace_input_with(2, bias)
-        drop_unused(self._graph, old)
+        drop_unused(old)
 
     def _dequantized(self, layer: Layer, grid: Narrow) -> ir.Value:
         assert grid.codes is not None

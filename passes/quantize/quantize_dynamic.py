@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from passes.kit.model import Model
 from passes.kit.options import option
 from passes.quantize import opset
 from passes.quantize.grid import weight_grid
-from passes.quantize.layers import Layer, choose, nested_layers
+from passes.quantize.layers import Choice, Layer, choose_everywhere
 from passes.quantize.weights import drop_unused
 
 WEIGHTED = ("MatMul", "Gemm")
@@ -30,12 +31,12 @@ class QuantizeDynamic(Pass):
         arXiv 1806.08342); unsigned ones miss the fast kernels. Below opset 11 the model is raised to 13.
 
     When it applies
-        To float32 MatMul and Gemm with constant weights in the main graph, by operators of the target and by name
-        (``only``, ``exclude``). It needs no data.
+        To float32 MatMul and Gemm with constant weights, in the bodies of If, Loop and Scan too, by operators of the
+        target and by name (``only``, ``exclude``). It needs no data.
 
     When it refuses
-        Weights or biases that are computed, overridable, not finite, of another type, or quantized already; layers in
-        the bodies of If, Loop and Scan. Convolutions and attention products stay float.
+        Weights or biases that are computed, overridable, not finite, of another type, or quantized already.
+        Convolutions and attention products stay float.
 
     Exactness
         LOSSY. One outlier coarsens the whole tensor in which it stands; small layers may gain no time.
@@ -50,12 +51,9 @@ class QuantizeDynamic(Pass):
 
     def apply(self, model: Model, context: Context) -> PassResult:
         edit = Edit(model)
-        for node in nested_layers(model):
-            if node.op_type in WEIGHTED:
-                edit.skip("nested", node, "it lies in the body of an If, Loop or Scan")
         ops = [op for op in WEIGHTED if op in context.target.dynamic_ops]
         fork = model.fork()
-        choice = choose(fork.graph, ops, self.exclude, self.only)
+        choice = self._choose(fork, ops)
         for refused, reason in choice.refused.items():
             edit.skip("layer", refused, reason)
         if choice.layers and model.opset < FIRST_OPSET:
@@ -65,7 +63,7 @@ class QuantizeDynamic(Pass):
                 return PassResult(model, (), tuple(edit.skips))
             edit.change("opset", "model", f"raised from {model.opset} to {opset.PER_CHANNEL}")
             fork = raised
-            choice = choose(fork.graph, ops, self.exclude, self.only)
+            choice = self._choose(fork, ops)
         if not choice.layers:
             return PassResult(model, (), tuple(edit.skips))
         writer = _Writer(fork.graph, opset.continued(edit, fork), context.target.weight_range, self.per_channel)
@@ -73,6 +71,9 @@ class QuantizeDynamic(Pass):
             writer.write(layer)
         fork.ir.ir_version = max(fork.ir.ir_version, LEAST_IR)
         return PassResult(fork, tuple(edit.changes), tuple(edit.skips))
+
+    def _choose(self, fork: Model, ops: Sequence[str]) -> Choice:
+        return choose_everywhere(fork, ops, self.exclude, self.only)
 
 
 FIRST_OPSET = 11
@@ -83,10 +84,11 @@ LEAST_IR = 6
 
 
 class _Writer:
-    """Replaces layers of ``graph`` one by one."""
+    """Replaces layers one by one, each where it lies. New weights go to ``main``, the outermost graph, where bodies see
+    them and share them."""
 
-    def __init__(self, graph: ir.Graph, edit: Edit, reach: int, per_channel: bool) -> None:
-        self._graph, self._edit, self._reach, self._per_channel = graph, edit, reach, per_channel
+    def __init__(self, main: ir.Graph, edit: Edit, reach: int, per_channel: bool) -> None:
+        self._main, self._edit, self._reach, self._per_channel = main, edit, reach, per_channel
         self._inputs: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
         self._weights: dict[tuple[object, ...], tuple[ir.Value, ir.Value, ir.Value]] = {}
 
@@ -100,12 +102,13 @@ class _Writer:
         scales = self._new("Mul", [scale, weight_scale], node, f"{name}_scales")
         result = self._new("Mul", [real, scales], node, f"{name}_scaled")
         if layer.bias is not None:
-            bias = self._edit.initializer(self._graph, f"{name}_bias", np.ascontiguousarray(layer.bias))
+            bias = self._edit.initializer(self._main, f"{name}_bias", np.ascontiguousarray(layer.bias))
             result = self._new("Add", [result, bias], node, f"{name}_biased")
         self._replace(node, result)
         self._edit.change("layer", name, f"{node.op_type} with 8-bit weights")
 
     def _input(self, data: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """``data`` in 8 bits with its scale and zero point, made where ``data`` is: all who see it see them too."""
         if data not in self._inputs:
             node = ir.node(
                 "DynamicQuantizeLinear",
@@ -115,11 +118,12 @@ class _Writer:
             )
             for output, part in zip(node.outputs, ("quantized", "scale", "zero_point"), strict=True):
                 output.name = self._edit.fresh(f"{data.name}_{part}")
-            producer = data.producer()
+            producer, owner = data.producer(), data.graph
+            assert isinstance(owner, ir.Graph)
             if producer is not None:
-                self._graph.insert_after(producer, node)
+                owner.insert_after(producer, node)
             else:
-                self._graph.insert_before(self._graph[0], node)
+                owner.insert_before(owner[0], node)
             self._inputs[data] = (node.outputs[0], node.outputs[1], node.outputs[2])
         return self._inputs[data]
 
@@ -132,13 +136,13 @@ class _Writer:
             grid = weight_grid(matrix, 1 if self._per_channel else None, "int8", self._reach)
             name = layer.weight_value.name or "weight"
             parts = (("quantized", grid.quantize(matrix)), ("scale", grid.scale), ("zero_point", grid.zero))
-            eight, scale, zero = (self._edit.initializer(self._graph, f"{name}_{part}", a) for part, a in parts)
+            eight, scale, zero = (self._edit.initializer(self._main, f"{name}_{part}", a) for part, a in parts)
             self._weights[key] = (eight, scale, zero)
         return self._weights[key]
 
     def _new(self, op: str, inputs: list[ir.Value], before: ir.Node, name: str, **attributes: int) -> ir.Value:
         node = ir.node(op, inputs, attributes, name=self._edit.fresh(name))
-        self._graph.insert_before(before, node)
+        _graph_of(before).insert_before(before, node)
         node.outputs[0].name = self._edit.fresh(name)
         return node.outputs[0]
 
@@ -148,10 +152,16 @@ class _Writer:
         result.type = old.type
         result.shape = None if old.shape is None else ir.Shape(list(old.shape))
         name = old.name
-        for i, output in enumerate(self._graph.outputs):
+        graph = _graph_of(node)
+        for i, output in enumerate(graph.outputs):
             if output is old:
-                self._graph.outputs[i] = result
+                graph.outputs[i] = result
         old.replace_all_uses_with(result)
-        self._graph.remove(node, safe=True)
+        graph.remove(node, safe=True)
         result.name = name
-        drop_unused(self._graph, sources)
+        drop_unused(sources)
+
+
+def _graph_of(node: ir.Node) -> ir.Graph:
+    assert isinstance(node.graph, ir.Graph)
+    return node.graph

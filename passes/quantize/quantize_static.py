@@ -216,7 +216,7 @@ class _Run:
         lowering.run()
         for node, layer in plan.layers.items():
             writer.write(layer, scales[node])
-        drop_unused(fork.graph, old)
+        drop_unused(old)
 
 
 def _note_ranges(plan: Plan, chosen: Mapping[str, Range], edit: Edit) -> None:

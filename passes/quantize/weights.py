@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import onnx_ir as ir
 
@@ -70,19 +72,20 @@ class WeightWriter:
         return value
 
 
-def drop_unused(graph: ir.Graph, candidates: list[ir.Value]) -> None:
-    """Remove initializers, Constant and Identity nodes among ``candidates`` that nobody reads any more."""
+def drop_unused(candidates: Iterable[ir.Value]) -> None:
+    """Remove initializers, Constant and Identity nodes among ``candidates`` that nobody reads any more, each from the
+    graph that it lies in."""
     for value in candidates:
         while value is not None and not value.uses() and not value.is_graph_output():
-            producer = value.producer()
+            producer, owner = value.producer(), value.graph
             if producer is None:
-                if value.name and value.name in graph.initializers and not value.is_graph_input():
-                    del graph.initializers[value.name]
+                if owner is not None and value.name and value.name in owner.initializers and not value.is_graph_input():
+                    del owner.initializers[value.name]
                 break
-            if producer.op_type not in ("Constant", "Identity") or producer.graph is not graph:
+            if producer.op_type not in ("Constant", "Identity") or producer.graph is None:
                 break
             source = producer.inputs[0] if producer.inputs else None
-            graph.remove(producer, safe=True)
+            producer.graph.remove(producer, safe=True)
             if source is None:
                 break
             value = source

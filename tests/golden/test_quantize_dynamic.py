@@ -14,6 +14,7 @@ import pytest
 from passes.kit.contract import PassResult
 from passes.kit.model import Model
 from passes.quantize.quantize_dynamic import QuantizeDynamic
+from tests.support.models import branches
 from tests.support.runtime import LocalContext, model, op_types, run, target
 
 Array = np.ndarray[Any, Any]
@@ -146,3 +147,34 @@ def test_old_models_are_raised_and_say_so() -> None:
 def test_the_output_keeps_its_name_when_the_layer_makes_it() -> None:
     before = model(HEAD + "g (float[1,4] x) => (float[1,4] y) { y = MatMul(x, w) }", w=normal(4, 4))
     assert quantize(before).model.signature == before.signature
+
+
+def test_layers_in_both_branches_share_what_they_read_from_outside(tmp_path: Any) -> None:
+    branches(tmp_path / "if.onnx")
+    before = Model.from_proto(onnx.load(tmp_path / "if.onnx"))
+    after = quantize(before).model
+    nodes = Counter(n.op_type for n in after.nodes())
+    assert nodes["MatMulInteger"] == 4 and nodes["MatMul"] == 0
+    assert nodes["DynamicQuantizeLinear"] == 3, "x once, where it is born; the inner value once in each branch"
+    assert {"w1", "w2"}.isdisjoint(after.graph.initializers), "the float weights are gone"
+    eight = [v for g in after.graphs() for v in g.initializers.values() if v.dtype == ir.DataType.INT8 and v.shape]
+    assert len([v for v in eight if len(v.shape or ()) == 2]) == 2, "both branches read the same two matrices"
+    for taken in (True, False):
+        close(after, before, {"x": normal(6, 32), "c": np.array(taken)}, 0.05)
+
+
+def test_a_layer_in_a_loop_reads_the_value_that_the_loop_carries() -> None:
+    text = (
+        HEAD
+        + """g (float[N,16] x, int64 n) => (float[N,16] y) {
+        go = Constant <value = bool {1}> ()
+        y = Loop (n, go, x) <body = b (int64 i, bool c, float[N,16] h) => (bool co, float[N,16] ho) {
+            co = Identity (c) m = MatMul (h, w) t = Tanh (m) ho = Add (t, x) }>
+        }"""
+    )
+    before = model(text, w=normal(16, 16))
+    after = quantize(before).model
+    assert op_types(after).count("MatMulInteger") == 1
+    assert "MatMulInteger" not in {n.op_type for n in after.graph}, "it stays in the body"
+    for count in (0, 1, 5):
+        close(after, before, {"x": normal(3, 16), "n": np.array(count, np.int64)}, 0.05)

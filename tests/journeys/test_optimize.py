@@ -112,6 +112,7 @@ def test_unusual_models_go_through_with_a_truthful_report(kind: str, tmp_path: P
     assert record.speedup is not None and record.speedup.value > 0.9
     if kind == "branches":
         assert any("If, Loop or Scan" in w for w in record.warnings)
+        assert "int8 dynamic" in {s.label for s in record.steps if s.quality}, "what needs no ranges reaches bodies"
 
 
 def test_without_data_only_lossless_passes_are_tried_and_nothing_is_called_proven(tmp_path: Path, cache: Path) -> None:
