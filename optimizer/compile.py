@@ -112,7 +112,7 @@ def search(climb: Climb) -> None:
     if bench.settings.level >= 3:
         explore(climb, base, space)
         return
-    climb_all(climb, ladder.packed(space, bench.settings.goal, climb.steps))
+    climb_all(climb, ladder.packed(space, bench.settings.goal, climb.scales.baseline.size_bytes, climb.steps))
     climb_all(climb, ladder.lightened(facts, climb.steps, slower_layers(climb, base, layers)))
     climb_all(climb, ladder.refined(facts, climb.steps, margin(climb)))
     if ladder.wants_gentler(facts, climb.steps, margin(climb)) and not climb.over():

@@ -64,21 +64,23 @@ def bold(facts: Facts) -> list[Rung]:
     return rungs
 
 
-def packed(space: Space, goal: str, steps: Sequence[Step]) -> list[Rung]:
-    """Weights alone in 8 and 4 bits: where the goal is to be small, or where the lossless model was measured to spend
-    its time reading them."""
-    free = next((s for s in steps if s.label == LOSSLESS_LABEL), None)
-    if goal not in SMALLER and not (free is not None and reads_weights(free)):
+def packed(space: Space, goal: str, source_bytes: int, steps: Sequence[Step]) -> list[Rung]:
+    """Weights alone in 8 and 4 bits: where the goal is to be small, or where the source was measured to spend its time
+    reading them."""
+    if goal not in SMALLER and not reads_weights(source_bytes, source_ms(steps)):
         return []
     return [Rung(point.label(), point.recipe()) for point in space.packed()]
 
 
-def reads_weights(step: Step) -> bool:
-    """Whether a model is bound by reading its weights: too large for the caches, and gone through too fast to be
-    bound by computing."""
-    if step.latency_ms is None or step.size_bytes is None or step.size_bytes < CACHE_BYTES:
-        return False
-    return step.size_bytes / (step.latency_ms.p50 / 1e3) >= READING_PACE
+def reads_weights(model_bytes: int, ms: float | None) -> bool:
+    """Whether a model is bound by reading its weights: too large for the caches, and gone through in so few
+    milliseconds (``None``: not measured) that it cannot be bound by computing."""
+    return ms is not None and model_bytes >= CACHE_BYTES and model_bytes / (ms / 1e3) >= READING_PACE
+
+
+def source_ms(steps: Sequence[Step]) -> float | None:
+    """Milliseconds of the source beside which a step was measured."""
+    return next((s.latency_ms.p50 * s.speedup.value for s in steps if s.latency_ms and s.speedup), None)
 
 
 def refined(facts: Facts, steps: Sequence[Step], margin: float | None) -> list[Rung]:

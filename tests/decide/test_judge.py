@@ -144,9 +144,9 @@ def test_without_calibration_or_layers_there_is_no_static_rung() -> None:
     assert ladder.bold(Facts(2, True, (), ())) == []
 
 
-def lossless(size_bytes: int, ms: float) -> Step:
-    latency = Latency(ms, ms, ms, "cpu", 100)
-    return replace(step("lossless", Judgement.ACCEPTED, 1.0, 0.0), size_bytes=size_bytes, latency_ms=latency)
+def timed(speedup: float, ms: float) -> Step:
+    """A step that takes so many milliseconds and is so much faster than the source."""
+    return replace(step("int8", Judgement.REJECTED, speedup, 0.0), latency_ms=Latency(ms, ms, ms, "cpu", 100))
 
 
 @pytest.mark.parametrize(
@@ -164,14 +164,14 @@ def test_weights_alone_are_packed_where_reading_them_takes_the_time_or_the_space
     goal: str, size_bytes: int, ms: float, wanted: bool
 ) -> None:
     space = Space(offered(), True, LAYERS, LAYERS)
-    rungs = ladder.packed(space, goal, [lossless(size_bytes, ms)])
+    rungs = ladder.packed(space, goal, size_bytes, [timed(4.0, ms / 4)])
     assert [r.label for r in rungs] == (["weights of 8 bits", "weights of 4 bits"] if wanted else [])
 
 
 def test_weights_are_packed_by_a_method_that_needs_no_data_where_there_is_none_to_calibrate_with() -> None:
-    rungs = ladder.packed(Space(offered(), False, (), LAYERS), "size", [])
+    rungs = ladder.packed(Space(offered(), False, (), LAYERS), "size", 10**6, [])
     assert [dict(r.recipe.steps[-1].options)["method"] for r in rungs] == ["hqq", "hqq"]
-    assert ladder.packed(Space(offered(), True, LAYERS, (), 0.0), "size", []) == []
+    assert ladder.packed(Space(offered(), True, LAYERS, (), 0.0), "size", 10**6, []) == []
 
 
 @pytest.mark.parametrize(
