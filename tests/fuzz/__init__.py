@@ -1,0 +1,1 @@
+"""Random valid models, and what every pass must keep of them. One seed: ``python -m tests.fuzz SEED``."""
