@@ -150,6 +150,6 @@ def _array(d: Draft, v: Held, which: int, how: str) -> Array:
         flat = array.reshape(-1)
         flat[int(d.rng.integers(flat.size))] = d.one([np.nan, np.inf, -np.inf])
         array = flat.reshape(shape)
-    return array.astype(v.kind)
+    return np.asarray(array.astype(v.kind))
 
 

@@ -108,10 +108,12 @@ def pool(d: Draft) -> None:
     d.op(name, [x], x.dims, settled=name == "MaxPool" and x.settled, wide=x.wide * 3, **given)
 
 
-@step(1, since=17)
+@step(2, since=9)
 def normalize(d: Draft) -> None:
     name = d.one(["LayerNormalization", "InstanceNormalization", "LRN", "GroupNormalization", "LpNormalization"])
     if name == "LayerNormalization":
+        if d.opset < 17:
+            raise Dull
         x = last_fixed(d)
         size = int(x.dims[-1])
         more = [d.weight(d.normal(size))] if d.chance(0.7) else []
@@ -122,6 +124,8 @@ def normalize(d: Draft) -> None:
     if name == "InstanceNormalization":
         d.op(name, [x, d.weight(d.positive(channels)), d.weight(d.normal(channels))], x.dims, wide=4, epsilon=1e-3)
     elif name == "LRN":
+        if x.rank != 4:
+            raise Dull
         d.op(name, [x], x.dims, size=3)
     elif name == "LpNormalization":
         d.op(name, [x], x.dims, wide=1, axis=1, p=2)

@@ -1,0 +1,324 @@
+"""One seed judged: every lossless pass alone, the whole preset, and a few passes that spend quality."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+
+from optimizer.verify.numerics import compare
+from passes import catalogue
+from passes.kit.contract import Exactness, Pass, PassResult
+from passes.kit.model import Model
+from passes.kit.recipe import Recipe
+from tests.fuzz.generate import Feeds, Made, make
+from tests.fuzz.runs import HALF_FLOOR, Outputs, Runs, finite, jittered, noises
+from tests.support.runtime import target
+
+ALONE = tuple(dict.fromkeys(step.name for step in catalogue.LOSSLESS.steps))
+"""The passes of the lossless preset, each once."""
+
+TARGETS = ("x86-vnni", "x86-vnni", "x86-vnni", "x86-avx2", "arm64-dotprod")
+
+SPENDING: dict[str, tuple[str, ...]] = {
+    "equalize": ("equalize", "equalize{clip=min}"),
+    "smooth": ("smooth", "smooth{alpha=0.5}", "smooth{givers=norms}"),
+    "absorb-bias": ("absorb-bias",),
+    "round-adaptively": ("round-adaptively", "round-adaptively{per-channel=no}"),
+    "open-clip": ("open-clip", "open-clip{reach=2.0}"),
+    "quantize-static": (
+        "quantize-static",
+        "quantize-static{observer=percentile}",
+        "quantize-static{observer=entropy}",
+        "quantize-static{observer=mse}",
+        "quantize-static{observer=auto, correct-bias=true}",
+        "quantize-static{observer=moving-average, per-channel=no}",
+    ),
+    "quantize-dynamic": ("quantize-dynamic", "quantize-dynamic{per-channel=false}"),
+    "quantize-weights": (
+        "quantize-weights",
+        "quantize-weights{method=rtn, block=16}",
+        "quantize-weights{method=hqq, bits=8}",
+        "quantize-weights{method=awq, block=16}",
+        "quantize-weights{method=gptq-awq, bits=2, block=16}",
+    ),
+    "quantize-fp8": ("quantize-fp8", "quantize-fp8{per-channel=false}"),
+    "quantize-static16": ("quantize-static16", "quantize-static16{activation=int16}"),
+}
+"""Passes outside of the preset with the options that take turns."""
+
+TURNS = 3
+"""How many of them one seed tries."""
+
+KEPT_ON_DATA = {"absorb-bias": 1e-4, "open-clip": 1e-5, "equalize": 1e-5}
+"""Passes that leave the function as it is on the calibration data, and how far they may move the largest output."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A promise that did not hold: which recipe broke it, and how."""
+
+    seed: int
+    recipe: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"seed {self.seed}: {self.recipe}: {self.what}   (.venv/bin/python -m tests.fuzz {self.seed})"
+
+
+@dataclass
+class Verdict:
+    """What came out of one seed. ``rejected`` says why the model was no test at all."""
+
+    seed: int
+    rejected: str = ""
+    failures: list[Failure] = field(default_factory=list)
+    fired: list[str] = field(default_factory=list)
+    tried: list[str] = field(default_factory=list)
+    changed: bool = False
+    excused: int = 0
+    ops: dict[str, int] = field(default_factory=dict)
+    kinds: list[str] = field(default_factory=list)
+    nodes: int = 0
+    seconds: float = 0.0
+
+    def fail(self, recipe: str, what: str) -> None:
+        self.failures.append(Failure(self.seed, recipe, what.strip().replace("\n", " ")[:400]))
+
+
+def judge(seed: int) -> Verdict:
+    """Make the model of a seed and hold every pass to its promises."""
+    start = time.process_time()
+    verdict = Verdict(seed)
+    try:
+        made = make(seed)
+    except Exception:
+        verdict.fail("generator", traceback.format_exc(limit=-2))
+        return verdict
+    _describe(made.model, verdict)
+    bench = _Bench(made, verdict)
+    if bench.accepted():
+        bench.lossless()
+        bench.preset()
+        bench.spending()
+    verdict.seconds = time.process_time() - start
+    return verdict
+
+
+def _describe(model: onnx.ModelProto, verdict: Verdict) -> None:
+    verdict.ops = dict(Counter(f"{n.domain}::{n.op_type}" if n.domain else n.op_type for n in _nodes(model.graph.node)))
+    found = {t.type.tensor_type.elem_type for t in (*model.graph.input, *model.graph.output)}
+    found |= {t.data_type for t in model.graph.initializer}
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model)
+        found |= {t.type.tensor_type.elem_type for t in inferred.graph.value_info}
+    except onnx.shape_inference.InferenceError:
+        pass  # a help for the table only
+    verdict.kinds = sorted(onnx.TensorProto.DataType.Name(k).lower() for k in found if k)
+    verdict.nodes = sum(verdict.ops.values())
+
+
+def _nodes(nodes: Any) -> Iterator[onnx.NodeProto]:
+    for n in nodes:
+        yield n
+        for a in n.attribute:
+            if a.type == onnx.AttributeProto.GRAPH:
+                yield from _nodes(a.g.node)
+
+
+class _Bench:
+    """The work on one seed: the model, its outputs, and the passes' context."""
+
+    def __init__(self, made: Made, verdict: Verdict) -> None:
+        self.made, self.verdict = made, verdict
+        self.rng = np.random.default_rng([made.seed, 1])
+        self.runs = Runs(made.feeds, target(TARGETS[made.seed % len(TARGETS)]), made.seed)
+        self.half = "float16" in verdict.kinds
+        self.subject = Model.from_proto(_copy(made.variant))
+        self.probes: list[Feeds] = []
+        self.hard: list[Feeds] = []
+
+    # -- is it a test at all? -------------------------------------------------------------------------------------
+    def accepted(self) -> bool:
+        """Whether checker and runtime take the model, and both spellings agree to the bit."""
+        try:
+            onnx.checker.check_model(self.made.model)
+            onnx.checker.check_model(self.made.variant)
+            self.base_outputs = self.runs.outputs(self.made.model.SerializeToString(), self.made.feeds)
+        except Exception as error:
+            self.verdict.rejected = f"{type(error).__name__}: {error}".strip().replace("\n", " ")[:300]
+            return False
+        self.probes, base = list(self.made.feeds), list(self.base_outputs)
+        for feed in self.made.hard:  # what the model itself cannot do asks nothing of a pass
+            try:
+                base += self.runs.outputs(self.made.model.SerializeToString(), [feed])
+            except Exception:
+                continue
+            self.probes.append(feed)
+        self.base_outputs = base
+        try:
+            before = self.outputs(self.subject)
+        except Exception as error:
+            self.verdict.fail("variant", f"does not run: {error}")
+            return False
+        self._hold("variant", self.base_outputs, before, Exactness.EXACT, self.made.model, self.made.variant)
+        return not self.verdict.failures
+
+    def outputs(self, model: Model, *, optimize: bool = False) -> Outputs:
+        return self.runs.outputs(model.to_bytes(), self.probes, optimize=optimize)
+
+    # -- the passes -----------------------------------------------------------------------------------------------
+    def lossless(self) -> None:
+        """Every pass of the preset alone on the variant."""
+        digest = Model.from_proto(_copy(self.made.variant)).digest()
+        for name in ALONE:
+            result = self._apply(catalogue.find(name)(), name, self.subject)
+            if result is not None and result.changes:
+                self._check(name, self.subject, result.model, catalogue.find(name).exactness)
+                if self.rng.random() < 0.2:
+                    self._again(name, result.model)
+        self.subject.forget_digest()
+        if self.subject.digest() != digest:
+            self.verdict.fail("preset", "a pass changed the model that it was given")
+
+    def preset(self) -> None:
+        """All of them in a row, held against the other spelling."""
+        self.lean = self.subject
+        for subject in catalogue.build(catalogue.LOSSLESS):
+            result = self._apply(subject, "preset", self.lean, note=False)
+            if result is None:
+                return
+            self.verdict.changed |= bool(result.changes)
+            self.lean = result.model
+        if self.lean is not self.subject:
+            self._check("preset", Model.from_proto(_copy(self.made.model)), self.lean, Exactness.NUMERIC)
+
+    def spending(self) -> None:
+        """The next few passes that need data, on the model as it is or as the preset leaves it."""
+        names = list(SPENDING)
+        for turn in range(TURNS):
+            name = names[(self.made.seed * TURNS + turn) % len(names)]
+            text = str(self.rng.choice(SPENDING[name]))
+            before = getattr(self, "lean", self.subject) if self.rng.random() < 0.7 else self.subject
+            (subject,) = catalogue.build(Recipe.parse(text))
+            result = self._apply(subject, text, before)
+            if result is not None and result.changes:
+                self._check(text, before, result.model, subject.exactness, KEPT_ON_DATA.get(name))
+
+    def _apply(self, subject: Pass, text: str, model: Model, *, note: bool = True) -> PassResult | None:
+        try:
+            result = subject(model, self.runs)
+        except Exception as error:
+            trace = traceback.extract_tb(error.__traceback__)[-1]
+            at = f"{trace.filename.rpartition('/')[2]}:{trace.lineno}"
+            self.verdict.fail(text, f"{subject.name} raised {type(error).__name__} at {at}: {error}")
+            return None
+        if note:
+            self.verdict.tried.append(subject.name)
+            if result.changes:
+                self.verdict.fired.append(subject.name)
+        return result
+
+    def _again(self, name: str, model: Model) -> None:
+        second = self._apply(catalogue.find(name)(), name, model, note=False)
+        if second is not None and second.changes:
+            self.verdict.fail(name, f"a second run changes it again: {second.changes[0]}")
+
+    # -- the promises ---------------------------------------------------------------------------------------------
+    def _check(self, text: str, before: Model, after: Model, exactness: Exactness, kept: float | None = None) -> None:
+        """Valid, loadable, the same signature, and outputs within the promise."""
+        if after.signature != before.signature:
+            self.verdict.fail(text, f"signature: {before.signature} -> {after.signature}")
+        proto = after.to_proto()
+        try:
+            onnx.checker.check_model(proto)
+        except Exception as error:
+            self.verdict.fail(text, f"the checker rejects the result: {error}")
+            return
+        try:
+            found = self.outputs(after)
+            if exactness is Exactness.LOSSY:
+                self.outputs(after, optimize=True)
+        except Exception as error:
+            self.verdict.fail(text, f"the result does not run: {error}")
+            return
+        self._hold(text, self.outputs(before), found, exactness, before.to_proto(), proto)
+        if kept is not None:
+            count = len(self.made.feeds)
+            self._stays(text, self.outputs(before)[:count], found[:count], kept)
+
+    def _hold(
+        self,
+        text: str,
+        wanted: Outputs,
+        found: Outputs,
+        exactness: Exactness,
+        before: onnx.ModelProto,
+        after: onnx.ModelProto,
+    ) -> None:
+        if exactness is Exactness.EXACT and self.half:
+            exactness = Exactness.NUMERIC  # float16 is computed in float32 or not, as the casts happen to meet
+        if exactness is Exactness.NUMERIC:  # other rounding may turn a large number into infinity, and that into NaN
+            judged = [i for i, outputs in enumerate(wanted) if finite(outputs)]
+        else:
+            judged = list(range(len(wanted)))
+        if exactness is Exactness.LOSSY:
+            judged = [i for i in judged if all(finite_feed(self.probes[i]))]
+        probes = [self.probes[i] for i in judged]
+        pair = [wanted[i] for i in judged], [found[i] for i in judged]
+        bad = [x for x in compare(*pair, exactness, self._floor(pair[0])) if not x.ok]
+        if bad and exactness is Exactness.NUMERIC:
+            allowed = noises(self.runs, probes, before, after)
+            bad = [x for x in compare(*pair, exactness, _most(allowed, self._floor(pair[0]))) if not x.ok]
+            if bad:
+                shaken = jittered(self.runs, probes, before, pair[0], self.rng)
+                allowed = _most(shaken, allowed, self._floor(pair[0]))
+                bad = [x for x in compare(*pair, exactness, allowed) if not x.ok]
+                self.verdict.excused += not bad
+        if bad:
+            self.verdict.fail(text, "; ".join(map(str, bad[:3])))
+
+    def _floor(self, wanted: Outputs) -> dict[str, float]:
+        """The rounding of float16 anywhere in the model, as noise."""
+        if not self.half:
+            return {}
+        largest: dict[str, float] = {}
+        for outputs in wanted:
+            for name, array in outputs.items():
+                if array.dtype.kind == "f" and array.size:
+                    largest[name] = max(largest.get(name, 0.0), float(np.nan_to_num(np.abs(array), posinf=0).max()))
+        return {name: HALF_FLOOR / 10 * size for name, size in largest.items()}
+
+    def _stays(self, text: str, wanted: Outputs, found: Outputs, share: float) -> None:
+        """On the calibration data the function is the same up to ``share`` of the largest output."""
+        if self.half:
+            return
+        for a, b in zip(wanted, found, strict=True):
+            for name, x in a.items():
+                if x.dtype.kind != "f" or not np.isfinite(x).all() or not x.size:
+                    continue
+                worst = float(np.abs(b[name].astype(np.float64) - x).max())
+                if worst > share * float(np.abs(x).max()):
+                    self.verdict.fail(text, f"output '{name}' moves by {worst:.3g} on the calibration data")
+
+
+def finite_feed(feed: Feeds) -> Iterator[bool]:
+    return (bool(np.isfinite(a).all()) for a in feed.values() if a.dtype.kind == "f")
+
+
+def _most(*of: Mapping[str, float]) -> dict[str, float]:
+    return {name: max(m.get(name, 0.0) for m in of) for m in of for name in m}
+
+
+def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
+    made = onnx.ModelProto()
+    made.CopyFrom(proto)
+    return made
+
+
