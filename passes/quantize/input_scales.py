@@ -143,7 +143,7 @@ class InputScales:
 
     def _divide(self, readers: Sequence[Unit], factors: Array) -> str:
         """Put a multiplication by ``1 / factors`` in front of the readers; the name of its result."""
-        graph, data = self._fork.graph, readers[0].layers[0].data
+        graph, data = self._fork.graph, readers[0].layers[0].reads
         by = self._edit.initializer(graph, f"{data.name}_divisor", (1.0 / factors).astype(np.float32))
         node = ir.node("Mul", [data, by], name=self._edit.fresh(f"{data.name}_scaled"))
         maker = data.producer()

@@ -39,6 +39,11 @@ class Layer:
     def channels(self) -> int:
         return int(self.weight.shape[self.axis])
 
+    @property
+    def reads(self) -> ir.Value:
+        """What the node reads now: ``data``, or what took its place when the layer before it was rewritten."""
+        return self.node.inputs[0] or self.data
+
 
 @dataclass(frozen=True)
 class Refused:

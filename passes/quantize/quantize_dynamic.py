@@ -95,7 +95,7 @@ class _Writer:
     def write(self, layer: Layer) -> None:
         """``y = Cast(MatMulInteger(x8, w8)) * (scale_x * scale_w) [+ bias]``, which onnxruntime knows as one kernel."""
         node, name = layer.node, layer.node.name or layer.node.outputs[0].name
-        eight, scale, zero = self._input(layer.data)
+        eight, scale, zero = self._input(layer.reads)
         weight, weight_scale, weight_zero = self._weight(layer)
         product = self._new("MatMulInteger", [eight, weight, zero, weight_zero], node, f"{name}_integer")
         real = self._new("Cast", [product], node, f"{name}_cast", to=int(ir.DataType.FLOAT))

@@ -41,7 +41,7 @@ class Unit:
     @property
     def data(self) -> tuple[str, ...]:
         """Names of the values that its layers read, each once."""
-        return tuple(dict.fromkeys(layer.data.name or "" for layer in self.layers))
+        return tuple(dict.fromkeys(layer.reads.name or "" for layer in self.layers))
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class BlockWriter:
 
     def _replace(self, layer: Layer, parts: Sequence[ir.Value | None], found: Quantized) -> None:
         node, name = layer.node, layer.node.name
-        inputs: list[ir.Value | None] = [layer.data, *parts]
+        inputs: list[ir.Value | None] = [layer.reads, *parts]
         if layer.bias is not None:
             inputs += [None] * (5 - len(inputs))
             bias = np.ascontiguousarray(layer.bias, np.float32)

@@ -1,0 +1,34 @@
+"""What the fuzz target found in the product, reduced: each was wrong once."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from passes import catalogue
+from passes.kit.recipe import Recipe
+from tests.support.runtime import LocalContext, model, run
+
+HEAD = '<ir_version: 8, opset_import: ["" : 17]> g '
+_rng = np.random.default_rng(5)
+
+
+def normal(*shape: int) -> np.ndarray:  # type: ignore[type-arg]
+    return _rng.standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    ["quantize-dynamic", *(f"quantize-weights{{method={m}, bits=8}}" for m in ("rtn", "hqq", "gptq", "awq", "gptq-awq"))],
+)
+def test_layers_that_read_each_other_directly(recipe: str) -> None:
+    """The second one was rewritten to read a value that had gone with the first."""
+    text = HEAD + "(float[2,32] x) => (float[2,32] y) { a = Gemm(x, w1, b) c = MatMul(a, w2) y = MatMul(c, w3) }"
+    before = model(text, w1=normal(32, 32), b=normal(32), w2=normal(32, 32), w3=normal(32, 32))
+    feeds = {"x": normal(2, 32)}
+    (subject,) = catalogue.build(Recipe.parse(recipe))
+    after = subject(before, LocalContext([feeds])).model
+    onnx.checker.check_model(after.to_proto())
+    wanted, got = run(before, feeds)["y"], run(after, feeds)["y"]
+    assert np.linalg.norm(got - wanted) <= 0.1 * np.linalg.norm(wanted)
