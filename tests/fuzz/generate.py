@@ -42,7 +42,7 @@ def make(seed: int) -> Made:
     sizes = {"N": (2, 3), "S": (5, 3), "H": (6, 5), "W": (6, 7)}
     d = Draft(rng, opset, sizes)
     _ports(d)
-    for _ in range(d.between(6, 22)):
+    for _ in range(d.between(4, 14)):
         bodies.fill(d, 1)
     while len(d.nodes) < 4:
         bodies.fill(d, 1)
