@@ -25,7 +25,7 @@ UNARY: dict[str, tuple[int, tuple[str, ...], Any, bool, bool]] = {
     "Mish": (18, F32, lambda w: w, False, False),
     "Tanh": (6, FLOATS, lambda w: 1, False, False),
     "Softsign": (1, F32, lambda w: 1, False, False),
-    "Softplus": (1, F32_F64, lambda w: w + 1, False, False),
+    "Softplus": (1, F32, lambda w: w + 1, False, False),
     "Abs": (6, FLOATS + INTS, lambda w: w, True, False),
     "Neg": (6, (*FLOATS, "int64", "int32", "int8"), lambda w: w, True, False),
     "Sin": (7, F32_F64, lambda w: 1, False, False),
