@@ -137,6 +137,10 @@ def _tighten(node: ir.Node, edit: Edit, shapes: Shapes) -> None:
         return
     low, high = held
     inner = made_by(source, "Relu")
+    if any(bound is not None and np.isnan(bound) for bound in held):
+        if inner is not None:
+            edit.skip("clip", node, "its bounds are not constant")
+        return
     if inner is not None and inner.inputs[0] is not None and sole_consumer(source) is node:
         if high is not None and high < 0:
             return

@@ -32,3 +32,13 @@ def test_layers_that_read_each_other_directly(recipe: str) -> None:
     onnx.checker.check_model(after.to_proto())
     wanted, got = run(before, feeds)["y"], run(after, feeds)["y"]
     assert np.linalg.norm(got - wanted) <= 0.1 * np.linalg.norm(wanted)
+
+
+def test_a_clip_with_a_computed_bound_keeps_the_relu_before_it() -> None:
+    """The unknown bound was written as NaN, which bounds nothing."""
+    text = HEAD + "(float[2,4] x, float low) => (float[2,4] y) { r = Relu(x) l = Neg(low) y = Clip(r, l, high) }"
+    before = model(text, high=np.array(6, np.float32))
+    feeds = {"x": normal(2, 4), "low": np.array(1, np.float32)}
+    result = catalogue.find("fuse-activation")()(before, LocalContext())
+    assert run(result.model, feeds)["y"].tobytes() == run(before, feeds)["y"].tobytes()
+    assert [s.reason for s in result.skips] == ["its bounds are not constant"]
