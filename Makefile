@@ -25,3 +25,8 @@ lint: $(STAMP)
 
 clean:
 	rm -rf .venv *.lathe .mypy_cache .ruff_cache
+
+N ?= 10000
+.PHONY: fuzz
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz --count $(N) --jobs $(JOBS) $(if $(filter 10000,$(N)),--write docs/fuzzing.md)

@@ -45,7 +45,8 @@ def graph(body: Draft, inputs: list[Held], outputs: list[Held]) -> onnx.GraphPro
     def port(v: Held) -> onnx.ValueInfoProto:
         return h.make_tensor_value_info(v.name, h.np_dtype_to_tensor_dtype(np.dtype(v.kind)), list(v.dims))
 
-    return h.make_graph(body.nodes, f"{body.prefix}g", [port(v) for v in inputs], [port(v) for v in outputs], body.tensors)
+    ports = [port(v) for v in inputs], [port(v) for v in outputs]
+    return h.make_graph(body.nodes, f"{body.prefix}g", *ports, body.tensors)
 
 
 @step(2, since=11)
@@ -83,7 +84,13 @@ def loop(d: Draft) -> None:
     seen = body.op("Abs", [y], x.dims)
     made = graph(body, [i, go, carried], [still, y, seen])
     start = d.weight(np.array(True)) if d.chance(0.7) else ""
-    d.ops("Loop", [d.number(turns, "int64"), start, x], [("float32", x.dims), ("float32", (turns, *x.dims))], wide=1, body=made)
+    d.ops(
+        "Loop",
+        [d.number(turns, "int64"), start, x],
+        [("float32", x.dims), ("float32", (turns, *x.dims))],
+        wide=1,
+        body=made,
+    )
 
 
 @step(0.8, since=11)

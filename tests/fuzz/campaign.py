@@ -74,7 +74,9 @@ class Summary:
         if self.changed < CHANGED_SHARE * self.count:
             lines.append(f"{self.changed} of {self.count} models were changed, less than {CHANGED_SHARE:.0%}")
         if self.rejected.total() > REJECTED_SHARE * self.count:
-            lines.append(f"{self.rejected.total()} of {self.count} models were rejected, more than {REJECTED_SHARE:.0%}")
+            lines.append(
+                f"{self.rejected.total()} of {self.count} models were rejected, more than {REJECTED_SHARE:.0%}"
+            )
         if self.count >= 1000 and len(self.ops) < OP_TYPES:
             lines.append(f"{len(self.ops)} operator types, less than {OP_TYPES}")
         return lines

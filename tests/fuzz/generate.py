@@ -58,7 +58,11 @@ def _ports(d: Draft) -> None:
     channels, size = d.one([2, 3, 4, 8]), d.one([4, 8, 16])
     high, wide = d.one([(6, 6), (4, 4), ("H", "W"), (5, 6)])
     kind = d.one(["float32"] * 7 + ["float16", "float64"])
-    shapes = {"image": (batch, channels, high, wide), "sequence": (batch, d.one(["S", 4]), size), "matrix": (batch, size)}
+    shapes = {
+        "image": (batch, channels, high, wide),
+        "sequence": (batch, d.one(["S", 4]), size),
+        "matrix": (batch, size),
+    }
     first = d.one(["image", "image", "sequence", "matrix", "image"])
     wanted = [(first, kind)]
     if d.chance(0.5):
@@ -151,5 +155,3 @@ def _array(d: Draft, v: Held, which: int, how: str) -> Array:
         flat[int(d.rng.integers(flat.size))] = d.one([np.nan, np.inf, -np.inf])
         array = flat.reshape(shape)
     return np.asarray(array.astype(v.kind))
-
-

@@ -195,14 +195,20 @@ def net(d: Draft) -> None:
     for _ in range(d.between(2, 3)):
         channels = d.one([4, 8])
         spread = np.exp2(d.rng.uniform(-3, 3, channels)).astype(np.float32)
-        k = d.one([1, 1, 3])
+        k = d.one([1, 1, 1, 3])
         fan = int(x.dims[1]) * k * k
         weight = d.normal(channels, int(x.dims[1]), k, k, scale=1 / math.sqrt(fan)) * spread.reshape(-1, 1, 1, 1)
-        bias = d.normal(channels) + d.one([0.0, 0.0, 4.0]) * spread
+        bias = d.normal(channels) + d.one([0.0, 0.0, 5.0, 5.0]) * spread
         inputs = [x, d.weight(weight), d.weight(bias.astype(np.float32))]
         y = d.op("Conv", inputs, (x.dims[0], channels, *x.dims[2:]), keep=False, wide=9, pads=[k // 2] * 4)
-        form = d.one(["Relu", "Relu", "Clip", ""])
-        x = y if not form else clip_between(d, y, 0.0, d.one([6.0, 60.0])) if form == "Clip" else d.op(form, [y], y.dims)
+        form = d.one(["Relu", "Relu", "Relu", "Clip", ""])
+        x = (
+            y
+            if not form
+            else clip_between(d, y, 0.0, d.one([6.0, 60.0]))
+            if form == "Clip"
+            else d.op(form, [y], y.dims)
+        )
     d.values.append(x)
 
 
@@ -215,7 +221,7 @@ def mlp(d: Draft) -> None:
     matmul(d, y, int(x.dims[-1]))
 
 
-@step(1.5, since=17)
+@step(2, since=17)
 def normed_product(d: Draft) -> None:
     """A LayerNormalization with outlying channels before a product: what smoothing is for."""
     x = last_fixed(d, ranks=(2, 3))
@@ -297,7 +303,9 @@ def constants(d: Draft) -> None:
         y = d.op("Expand", [d.number(1.5, x.kind), d.ints(size)], (size,), settled=True, keep=False)
     elif name == "Cast":
         whole = d.weight(d.rng.integers(-5, 5, (size,)))
-        y = d.op("Cast", [whole], (size,), dtype=x.kind, settled=True, keep=False, to={"float32": 1, "float64": 11}[x.kind])
+        y = d.op(
+            "Cast", [whole], (size,), dtype=x.kind, settled=True, keep=False, to={"float32": 1, "float64": 11}[x.kind]
+        )
     else:
         y = d.op(name, [left, right], (size,), settled=True, keep=False)
     d.op(d.one(["Add", "Mul"]), [x, y], x.dims, settled=False, wide=x.wide * 3 + 3)

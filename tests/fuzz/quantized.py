@@ -36,8 +36,11 @@ def qdq_net(d: Draft) -> None:
     for _ in range(d.between(1, 3)):
         q, grid = _quantize(d, x, scale, _zero(d, kind), kind)
         if x.rank == 4 and d.chance(0.3) and all(isinstance(n, int) and n >= 2 for n in x.dims[2:]):
-            q = d.op("MaxPool", [q], q.dims, settled=True, keep=False, kernel_shape=[3, 3], pads=[1] * 4) \
-                if kind != "int8" or d.opset >= 13 else q
+            q = (
+                d.op("MaxPool", [q], q.dims, settled=True, keep=False, kernel_shape=[3, 3], pads=[1] * 4)
+                if kind != "int8" or d.opset >= 13
+                else q
+            )
         if d.chance(0.15):
             q = d.op("Reshape", [q, d.ints(0, -1)], _flat(q), settled=True, keep=False)
         y = _dequantize(d, q, grid)
@@ -78,7 +81,10 @@ def _layer(d: Draft, x: Held, scale: float) -> Held:
         held = d.weight(d.rng.integers(-500, 500, (out,)).astype(np.int32))
         zeros = d.weight(np.zeros(out, np.int32))
         scales = d.weight((steps * scale).astype(np.float32))
-        bias = [d.op("DequantizeLinear", [held, scales, zeros], (out,), dtype="float32", settled=True, keep=False, axis=0)]
+        real = d.op(
+            "DequantizeLinear", [held, scales, zeros], (out,), dtype="float32", settled=True, keep=False, axis=0
+        )
+        bias = [real]
     if x.rank == 4:
         dims = (x.dims[0], out, *x.dims[2:])
         return d.op("Conv", [x, weight, *bias], dims, settled=True, wide=8, keep=False, pads=[1] * 4)

@@ -18,10 +18,10 @@ def normal(*shape: int) -> np.ndarray:  # type: ignore[type-arg]
     return _rng.standard_normal(shape).astype(np.float32)
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    ["quantize-dynamic", *(f"quantize-weights{{method={m}, bits=8}}" for m in ("rtn", "hqq", "gptq", "awq", "gptq-awq"))],
-)
+METHODS = ("rtn", "hqq", "gptq", "awq", "gptq-awq")
+
+
+@pytest.mark.parametrize("recipe", ["quantize-dynamic", *(f"quantize-weights{{method={m}, bits=8}}" for m in METHODS)])
 def test_layers_that_read_each_other_directly(recipe: str) -> None:
     """The second one was rewritten to read a value that had gone with the first."""
     text = HEAD + "(float[2,32] x) => (float[2,32] y) { a = Gemm(x, w1, b) c = MatMul(a, w2) y = MatMul(c, w3) }"

@@ -92,7 +92,7 @@ class _Writer:
             forms += ["Transpose", "Transpose"]
         if rank is not None and self.opset >= 13:
             forms += ["Unsqueeze"]
-        if rank == 0 or kind == onnx.TensorProto.BOOL and self.opset < 13:
+        if rank == 0 or (kind == onnx.TensorProto.BOOL and self.opset < 13):
             forms = ["Identity"]
         form = str(self.rng.choice(forms))
         if form == "Transpose":
@@ -131,7 +131,10 @@ class _Writer:
             other = copy.deepcopy(inner)
             other.output[0], other.name = f"{n.output[0]}{mark}other", f"{n.name}{mark}o"
             ports = [h.make_tensor_value_info(x.output[0], kind, None) for x in (inner, other)]
-            graphs = [h.make_graph([x], f"{mark}{i}", [], [p]) for i, (x, p) in enumerate(zip((inner, other), ports))]
+            graphs = [
+                h.make_graph([x], f"{mark}{i}", [], [p])
+                for i, (x, p) in enumerate(zip((inner, other), ports, strict=True))
+            ]
             test = h.make_tensor(f"{mark}test", onnx.TensorProto.BOOL, [], [taken])
             self.graph.initializer.append(test)
             yes, no = graphs if taken else graphs[::-1]
