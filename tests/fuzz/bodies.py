@@ -12,9 +12,9 @@ F32 = ("float32",)
 DOMAIN = "made.up"
 
 
-def inner(d: Draft, captured: list[Held]) -> Draft:
-    """A draft for a body that may read ``captured`` values of the outer graph."""
-    d.count += 1
+def inner(d: Draft, captured: list[Held], *, again: bool = False) -> Draft:
+    """A draft for a body that may read ``captured`` values of the outer graph; ``again`` uses the last one's names."""
+    d.count += not again
     return Draft(d.rng, d.opset, d.sizes, f"{d.prefix}b{d.count}_", values=list(captured), functions=d.functions)
 
 
@@ -56,8 +56,9 @@ def branch(d: Draft) -> None:
     flags = [v for v in d.values if v.kind == "bool" and v.dims == ()]
     flag = d.one(flags) if flags and d.chance(0.6) else d.weight(np.array(d.chance(0.5)))
     graphs, settled, wide = [], True, 1.0
-    for _ in range(2):
-        body = inner(d, [v for v in d.values if v.kind in F32])
+    same = d.chance(0.4)  # the branches of an If may use the same names
+    for turn in range(2):
+        body = inner(d, [v for v in d.values if v.kind in F32], again=same and bool(turn))
         fill(body, d.between(1, 3))
         y = result(body, x.kind, x.dims, x)
         if d.chance(0.2):
@@ -124,22 +125,25 @@ def function(d: Draft) -> None:
 
 
 def _made_up(d: Draft, name: str) -> onnx.FunctionProto:
-    three = onnx.numpy_helper.from_array(np.array(3, np.float32))
-    six = onnx.numpy_helper.from_array(np.array(6, np.float32))
-    zero = onnx.numpy_helper.from_array(np.array(0, np.float32))
+    """A hard swish (or what looks like one) with idle nodes; or a LeakyRelu whose slope is an attribute of the call."""
+    opsets = [h.make_opsetid("", d.opset)]
+    if d.chance(0.3):
+        leaky = h.make_node("LeakyRelu", ["same"], ["y"])
+        leaky.attribute.append(onnx.AttributeProto(name="alpha", ref_attr_name="slope", type=onnx.AttributeProto.FLOAT))
+        nodes = [h.make_node("Identity", ["x"], ["same"]), leaky]
+        slope = h.make_attribute("slope", 0.25)
+        return h.make_function(DOMAIN, name, ["x"], ["y"], nodes, opsets, attribute_protos=[slope])
+    held = {"three": 3, "six": 6, "zero": 0}
+    tensors = {k: onnx.numpy_helper.from_array(np.array(v, np.float32)) for k, v in held.items()}
     nodes = [
-        h.make_node("Constant", [], ["three"], value=three),
-        h.make_node("Constant", [], ["six"], value=six),
-        h.make_node("Constant", [], ["zero"], value=zero),
+        *(h.make_node("Constant", [], [k], value=t) for k, t in tensors.items()),
         h.make_node("Identity", ["x"], ["same"]),
-        h.make_node("Add", ["same", "three"], ["plus"]),
+        h.make_node(d.one(["Add", "Sub"]), ["same", "three"], ["plus"]),
         h.make_node("Clip", ["plus", "zero", "six"], ["gate"]),
         h.make_node("Mul", ["x", "gate"], ["product"]),
         h.make_node("Div", ["product", "six"], ["y"]),
     ]
-    if d.chance(0.5):
-        nodes[4] = h.make_node("Sub", ["same", "three"], ["plus"])
-    return h.make_function(DOMAIN, name, ["x"], ["y"], nodes, [h.make_opsetid("", d.opset)])
+    return h.make_function(DOMAIN, name, ["x"], ["y"], nodes, opsets)
 
 
 NESTED = (branch, loop, scan)

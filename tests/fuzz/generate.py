@@ -9,15 +9,15 @@ import numpy as np
 import onnx
 from onnx import helper as h
 
-from tests.fuzz import bodies, elementwise, linear, motifs, movement, quantized
+from tests.fuzz import bodies, corners, elementwise, linear, motifs, movement, quantized
 from tests.fuzz.draft import FLOATS, Draft, Held
 from tests.fuzz.variants import vary
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
 
-KINDS_OF_STEPS = (bodies, elementwise, linear, motifs, movement, quantized)
-OPSETS = (9, 10, 11, 12, 13, 13, 14, 15, 16, 17, 17, 18, 18, 19, 20, 20, 21, 21, 22, 23)
+KINDS_OF_STEPS = (bodies, corners, elementwise, linear, motifs, movement, quantized)
+OPSETS = (9, 10, 11, 12, 13, 13, 14, 15, 16, 17, 17, 18, 18, 19, 20, 20, 21, 21, 22, 23, 24, 25)
 MOST_OUTPUTS = 5
 
 
@@ -94,6 +94,11 @@ def _finish(d: Draft, seed: int) -> onnx.ModelProto:
     outputs = list({v.name: v for v in outputs}.values())
     if d.chance(0.05):
         outputs.append(d.op("Identity", [d.inputs[0]], d.inputs[0].dims))
+    if d.chance(0.03):
+        outputs.append(d.inputs[0])
+    if d.chance(0.03):
+        listed = {t.name for t in d.tensors}
+        outputs += [v for known in d.weights.values() for v in known if v.name in listed][:1]
 
     def port(v: Held, free: float) -> onnx.ValueInfoProto:
         dims: list[Any] = list(v.dims)

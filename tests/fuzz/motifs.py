@@ -47,25 +47,27 @@ def dense_batchnorm(d: Draft) -> None:
 @step(3.5, since=9)
 def gelu(d: Draft) -> None:
     """0.5 x (1 + erf(x / sqrt 2)) or its tanh form, in many groupings."""
-    x = d.pick(lambda v: v.wide < 30, F32)
+    x = d.pick(lambda v: v.wide < 30, ("float32", "float64") if d.opset >= 13 else F32)
     s, w = x.dims, x.wide
     rank = d.one([0, 0, min(1, x.rank)])
 
     def times(v: Held, factor: float) -> Held:
         if d.chance(0.4) and factor != 0.044715:
-            return d.op("Div", [v, d.number(1 / factor, rank=rank)], s, keep=False, wide=w)
-        return swap(d, "Mul", v, d.number(factor, rank=rank), s, w)
+            return d.op("Div", [v, d.number(1 / factor, kind=x.kind, rank=rank)], s, keep=False, wide=w)
+        return swap(d, "Mul", v, d.number(factor, kind=x.kind, rank=rank), s, w)
 
     if d.chance(0.5):
+        if x.kind != "float32":
+            raise Dull
         inner = d.op("Erf", [times(x, 1 / math.sqrt(2))], s, keep=False, wide=1)
     else:
         if d.chance(0.5) and d.opset >= 13:
-            cube = d.op("Pow", [x, d.number(3.0)], s, keep=False, wide=w**3)
+            cube = d.op("Pow", [x, d.number(3.0, x.kind)], s, keep=False, wide=w**3)
         else:
             cube = swap(d, "Mul", d.op("Mul", [x, x], s, keep=False, wide=w**2), x, s, w**3)
         total = swap(d, "Add", x, times(cube, 0.044715), s, w**3)
         inner = d.op("Tanh", [times(total, math.sqrt(2 / math.pi))], s, keep=False, wide=1)
-    plus = swap(d, "Add", inner, d.number(1.0, rank=rank), s, 2)
+    plus = swap(d, "Add", inner, d.number(1.0, kind=x.kind, rank=rank), s, 2)
     form = d.between(0, 2)
     if form == 0:
         times_keep(d, swap(d, "Mul", x, plus, s, w), rank)
@@ -77,9 +79,9 @@ def gelu(d: Draft) -> None:
 
 def times_keep(d: Draft, v: Held, rank: int) -> None:
     if d.chance(0.3):
-        d.op("Div", [v, d.number(2.0, rank=rank)], v.dims)
+        d.op("Div", [v, d.number(2.0, v.kind, rank)], v.dims)
     else:
-        swap(d, "Mul", v, d.number(0.5, rank=rank), v.dims, v.wide, keep=True)
+        swap(d, "Mul", v, d.number(0.5, v.kind, rank), v.dims, v.wide, keep=True)
 
 
 @step(3.5, since=13)
@@ -134,14 +136,14 @@ def residual_norm(d: Draft) -> None:
 @step(2.5, since=9)
 def hard_activation(d: Draft) -> None:
     """Relu6, hard sigmoid and hard swish, Max / Min clamps, SiLU."""
-    x = d.pick(lambda v: v.rank >= 1 and v.wide < 100, F32)
+    x = d.pick(lambda v: v.rank >= 1 and v.wide < 100, ("float32", "float64") if d.opset >= 13 else F32)
     s = x.dims
     form = d.one(["relu6", "max", "clamp", "sigmoid", "swish", "swish", "silu", "relu-clip", "relu-relu"])
     if form == "max":
-        swap(d, "Max", x, d.number(0.0), s, x.wide, keep=True)
+        swap(d, "Max", x, d.number(0.0, x.kind), s, x.wide, keep=True)
     elif form == "clamp":
-        low = swap(d, "Max", x, d.number(0.0), s, x.wide)
-        swap(d, "Min", low, d.number(6.0), s, 6, keep=True)
+        low = swap(d, "Max", x, d.number(0.0, x.kind), s, x.wide)
+        swap(d, "Min", low, d.number(6.0, x.kind), s, 6, keep=True)
     elif form == "silu":
         gate = d.op("Sigmoid", [x], s, keep=False, wide=1)
         swap(d, "Mul", x, gate, s, x.wide, keep=True)
@@ -152,7 +154,7 @@ def hard_activation(d: Draft) -> None:
         y = d.op(d.one(["Sigmoid", "Relu", "Softplus", "Abs"]), [x], s, keep=False)
         d.op("Relu", [y], s)
     else:
-        plus = swap(d, "Add", x, d.number(3.0), s, x.wide + 3)
+        plus = swap(d, "Add", x, d.number(3.0, x.kind), s, x.wide + 3)
         gate = clip_between(d, plus, 0.0, 6.0)
         if form == "sigmoid":
             sixth(d, gate, keep=True)
@@ -165,13 +167,13 @@ def hard_activation(d: Draft) -> None:
 def clip_between(d: Draft, x: Held, low: float, high: float, *, keep: bool = False) -> Held:
     if d.opset < 11:
         return d.op("Clip", [x], x.dims, keep=keep, wide=high, min=low, max=high)
-    return d.op("Clip", [x, d.number(low), d.number(high)], x.dims, keep=keep, wide=high)
+    return d.op("Clip", [x, d.number(low, x.kind), d.number(high, x.kind)], x.dims, keep=keep, wide=high)
 
 
 def sixth(d: Draft, x: Held, *, keep: bool = False) -> Held:
     if d.chance(0.6):
-        return d.op("Div", [x, d.number(6.0)], x.dims, keep=keep)
-    return swap(d, "Mul", x, d.number(1 / 6), x.dims, x.wide, keep=keep)
+        return d.op("Div", [x, d.number(6.0, x.kind)], x.dims, keep=keep)
+    return swap(d, "Mul", x, d.number(1 / 6, x.kind), x.dims, x.wide, keep=keep)
 
 
 @step(2, since=9)
