@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx
+import onnx_ir as ir
 
 from passes.kit.context import Context
 from passes.kit.contract import Change, Exactness, Pass, PassResult, Skip
 from passes.kit.model import LARGEST_PROTO_BYTES, Model
 from passes.kit.options import option
+from passes.kit.shapes import Shapes
 
 _ROUNDS = 3
 """How often the tool is run on its own result before it must have come to rest."""
@@ -41,8 +43,8 @@ class Simplify(Pass):
         Hands the model to onnxsim in memory, without its random checks and its proofs, and repeats until nothing
         more happens (at most three times). What comes back is put under the original's signature, metadata and
         opsets, and is taken only if it passes the onnx checker, has the same inputs and outputs in the same order,
-        and has not grown by more than ``max-growth-bytes``. When folding made it grow too much, the tool is asked
-        again without folding. Its batched Gemm, its folding of BatchNormalization and its sharing of biases are
+        has kept the element type of every value, and has not grown by more than ``max-growth-bytes``. When folding
+        broke that, the tool is asked again without folding. Its batched Gemm, its folding of BatchNormalization and its sharing of biases are
         left out. The changes are the differences in the number of nodes of each type.
 
     When it applies
@@ -85,15 +87,18 @@ class Simplify(Pass):
         if model.map_types:
             raise _Refused("it does not handle map types (ONNX-ML)")
         source = model.to_proto()
-        grown = 0
+        kinds, trouble = _kinds(model), ""
         for fold in (True, False):
             proto = _ask(source, fold, self.max_growth_bytes)
             _accept(proto, source)
             result = Model.from_proto(proto)
+            other = sorted(name for name, kind in _kinds(result).items() if kinds.get(name, kind) != kind)
             grown = result.weight_bytes()
-            if grown <= most_bytes:
+            if not other and grown <= most_bytes:
                 return result
-        raise _Refused(f"its result holds {grown:,} bytes of weights, more than max-growth-bytes allows")
+            trouble = f"it gave another element type to {', '.join(other[:3])}" if other else ""
+            trouble = trouble or f"its result holds {grown:,} bytes of weights, more than max-growth-bytes allows"
+        raise _Refused(trouble)
 
 
 def _ask(source: onnx.ModelProto, fold: bool, threshold: int) -> onnx.ModelProto:
@@ -148,6 +153,16 @@ def _accept(proto: onnx.ModelProto, source: onnx.ModelProto) -> None:
         onnx.checker.check_model(proto, full_check=False)
     except onnx.checker.ValidationError as error:
         raise _Refused(f"its result is not valid: {str(error).strip().splitlines()[0][:200]}") from error
+
+
+def _kinds(model: Model) -> dict[str, ir.DataType]:
+    """Element types by name of value, as far as they follow from the operators.
+
+    The tool folds a cast to an 8-bit float into a constant of type uint8, and a CastLike then casts to integers.
+    """
+    shapes = Shapes(model)
+    values = [v for g in model.graphs() for v in (*g.initializers.values(), *(o for n in g for o in n.outputs))]
+    return {v.name: kind for v in values if v.name and (kind := shapes.dtype(v)) is not None}
 
 
 def _port(value: onnx.ValueInfoProto) -> str:

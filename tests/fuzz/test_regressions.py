@@ -42,3 +42,14 @@ def test_a_clip_with_a_computed_bound_keeps_the_relu_before_it() -> None:
     result = catalogue.find("fuse-activation")()(before, LocalContext())
     assert run(result.model, feeds)["y"].tobytes() == run(before, feeds)["y"].tobytes()
     assert [s.reason for s in result.skips] == ["its bounds are not constant"]
+
+
+def test_onnxsim_does_not_turn_an_8_bit_float_into_integers() -> None:
+    """It folded the cast into a constant of type uint8, and CastLike cast to that."""
+    text = """<ir_version: 10, opset_import: ["" : 21]> g (float[4] x) => (float[4] y) {
+        zero = Constant<value_floats=[0.0]>() like = Cast<to=17>(zero) n = CastLike(x, like) y = Cast<to=1>(n) }"""
+    before = model(text)
+    feeds = {"x": np.array([-1.5, 0.3, 2.7, 100], np.float32)}
+    for name in ("simplify", "fold-constants"):
+        after = catalogue.find(name)()(before, LocalContext()).model
+        assert run(after, feeds)["y"].tobytes() == run(before, feeds)["y"].tobytes()
