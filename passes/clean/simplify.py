@@ -44,8 +44,8 @@ class Simplify(Pass):
         more happens (at most three times). What comes back is put under the original's signature, metadata and
         opsets, and is taken only if it passes the onnx checker, has the same inputs and outputs in the same order,
         has kept the element type of every value, and has not grown by more than ``max-growth-bytes``. When folding
-        broke that, the tool is asked again without folding. Its batched Gemm, its folding of BatchNormalization and its sharing of biases are
-        left out. The changes are the differences in the number of nodes of each type.
+        broke that, the tool is asked again without folding. Its batched Gemm, its folding of BatchNormalization and
+        its sharing of biases are left out. The changes are the differences in the number of nodes of each type.
 
     When it applies
         To models that fit into one protobuf message and whose operators onnxsim knows.
