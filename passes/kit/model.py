@@ -19,6 +19,7 @@ LARGEST_PROTO_BYTES = 2**31 - 2**20
 """One protobuf message cannot pass 2 GiB; a margin is left for the graph itself."""
 
 _DIGEST = "lathe.digest"
+_LONG_DOMAIN = "ai.onnx"
 
 Place = Callable[[ir.TensorProtocol, str], ir.ExternalTensor]
 
@@ -88,8 +89,10 @@ class Model:
             raise ValueError("the file holds no graph")
         map_types = _take_map_types(proto.graph)
         _settle(proto.graph)
+        _settle_domain(proto.opset_import)
         for function in proto.functions:
-            _densify_nodes(function.node)
+            _settle_domain(function.opset_import)
+            _settle_nodes(function.node)
         model = ir.from_proto(proto)
         if base_dir:
             ir.external_data.set_base_dir(model.graph, base_dir)
@@ -326,7 +329,21 @@ def _settle(graph: onnx.GraphProto) -> None:
     """What onnx_ir would take literally, or not at all, is put in terms that it knows, nested graphs included."""
     for info in (*graph.input, *graph.output, *graph.value_info):
         _open_negative_dims(info.type)
-    _densify(graph)
+    for sparse in graph.sparse_initializer:
+        # onnx_ir drops them without a word
+        graph.initializer.append(_dense(sparse, sparse.values.name))
+    graph.ClearField("sparse_initializer")
+    _settle_nodes(graph.node)
+
+
+def _settle_domain(imports: Any) -> None:
+    """``ai.onnx`` is another name of the default domain: its version must be found under the empty one."""
+    plain = any(not held.domain for held in imports)
+    for held in [held for held in imports if held.domain == _LONG_DOMAIN]:
+        if plain:
+            imports.remove(held)
+        else:
+            held.domain, plain = "", True
 
 
 def _open_negative_dims(kind: onnx.TypeProto) -> None:
@@ -337,16 +354,11 @@ def _open_negative_dims(kind: onnx.TypeProto) -> None:
                 dim.ClearField("dim_value")
 
 
-def _densify(graph: onnx.GraphProto) -> None:
-    """Sparse initializers and constants become dense: onnx_ir drops the former without a word, raises on the latter."""
-    for sparse in graph.sparse_initializer:
-        graph.initializer.append(_dense(sparse, sparse.values.name))
-    graph.ClearField("sparse_initializer")
-    _densify_nodes(graph.node)
-
-
-def _densify_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
+def _settle_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
+    """The default domain under its short name, sparse constants dense (onnx_ir raises on them), bodies settled."""
     for node in nodes:
+        if node.domain == _LONG_DOMAIN:
+            node.domain = ""
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.SPARSE_TENSOR and attribute.name == "sparse_value":
                 attribute.CopyFrom(onnx.helper.make_attribute("value", _dense(attribute.sparse_tensor, "")))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from passes import catalogue
+from passes.kit.model import Model
 from passes.kit.recipe import Recipe
-from tests.support.runtime import LocalContext, model, run
+from tests.support.runtime import LocalContext, model, op_types, run
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]> g '
 _rng = np.random.default_rng(5)
@@ -53,3 +55,21 @@ def test_onnxsim_does_not_turn_an_8_bit_float_into_integers() -> None:
     for name in ("simplify", "fold-constants"):
         after = catalogue.find(name)()(before, LocalContext()).model
         assert run(after, feeds)["y"].tobytes() == run(before, feeds)["y"].tobytes()
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_the_default_domain_under_its_long_name(both: bool) -> None:
+    """Its version was taken for 0, and passes wrote operators of that age."""
+    nodes = [helper.make_node("Relu", ["x"], ["a"], domain="ai.onnx"), helper.make_node("Min", ["a", "six"], ["y"])]
+    ports = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [2, 3]) for n in "xy"]
+    six = onnx.numpy_helper.from_array(np.array(6, np.float32), "six")
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], [six])
+    imports = [helper.make_opsetid("ai.onnx", 17), *([helper.make_opsetid("", 17)] if both else [])]
+    proto = helper.make_model(graph, opset_imports=imports, ir_version=8)
+    before = Model.from_proto(proto)
+    assert before.opset == 17 and {n.domain for n in before.nodes()} == {""}
+    after = catalogue.find("fuse-activation")()(before, LocalContext()).model
+    onnx.checker.check_model(after.to_proto())
+    feeds = {"x": 5 * normal(2, 3)}
+    assert run(after, feeds)["y"].tobytes() == run(before, feeds)["y"].tobytes()
+    assert op_types(after) == ["Clip"]
