@@ -43,7 +43,7 @@ class Simplify(Pass):
         Hands the model to onnxsim in memory, without its random checks and its proofs, and repeats until nothing
         more happens (at most three times). What comes back is put under the original's signature, metadata and
         opsets, and is taken only if it passes the onnx checker, has the same inputs and outputs in the same order,
-        has kept the element type of every value, and has not grown by more than ``max-growth-bytes``. When folding
+        has kept the element types of what it folded, and has not grown by more than ``max-growth-bytes``. When folding
         broke that, the tool is asked again without folding. Its batched Gemm, its folding of BatchNormalization and
         its sharing of biases are left out. The changes are the differences in the number of nodes of each type.
 
@@ -87,12 +87,12 @@ class Simplify(Pass):
         if model.map_types:
             raise _Refused("it does not handle map types (ONNX-ML)")
         source = model.to_proto()
-        kinds, trouble = _kinds(model), ""
+        trouble = ""
         for fold in (True, False):
             proto = _ask(source, fold, self.max_growth_bytes)
             _accept(proto, source)
             result = Model.from_proto(proto)
-            other = sorted(name for name, kind in _kinds(result).items() if kinds.get(name, kind) != kind)
+            other = _retyped(model, result)
             grown = result.weight_bytes()
             if not other and grown <= most_bytes:
                 return result
@@ -155,14 +155,20 @@ def _accept(proto: onnx.ModelProto, source: onnx.ModelProto) -> None:
         raise _Refused(f"its result is not valid: {str(error).strip().splitlines()[0][:200]}") from error
 
 
-def _kinds(model: Model) -> dict[str, ir.DataType]:
-    """Element types by name of value, as far as they follow from the operators.
+def _retyped(source: Model, result: Model) -> list[str]:
+    """Names of values that folding turned into constants of another element type.
 
     The tool folds a cast to an 8-bit float into a constant of type uint8, and a CastLike then casts to integers.
     """
-    shapes = Shapes(model)
-    values = [v for g in model.graphs() for v in (*g.initializers.values(), *(o for n in g for o in n.outputs))]
-    return {v.name: kind for v in values if v.name and (kind := shapes.dtype(v)) is not None}
+    made = {o.name: o for g in source.graphs() for n in g if n.op_type != "Constant" for o in n.outputs}
+    held = [v for g in result.graphs() for v in g.initializers.values()]
+    held += [n.outputs[0] for n in result.nodes() if n.op_type == "Constant"]
+    shapes, found = Shapes(source), []
+    for value in held:
+        tensor = ir.convenience.get_const_tensor(value) if value.name in made else None
+        if tensor is not None and shapes.dtype(made[value.name]) not in (None, tensor.dtype):
+            found.append(value.name or "?")
+    return sorted(found)
 
 
 def _port(value: onnx.ValueInfoProto) -> str:

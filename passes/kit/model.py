@@ -248,7 +248,7 @@ def _with_tensors(source: ir.Model, place: Place | None) -> ir.Model:
 
 def _own_values(graph: ir.Graph, place: Place | None) -> None:
     for value in (*graph.inputs, *graph.initializers.values(), *(o for n in graph for o in n.outputs)):
-        value.type = copy.deepcopy(value.type)
+        value.type = _own_type(value.type)
     for name, value in graph.initializers.items():
         if value.const_value is not None:
             value.const_value = _view(value.const_value, name, place)
@@ -257,6 +257,13 @@ def _own_values(graph: ir.Graph, place: Place | None) -> None:
             if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
                 tensor = attribute.as_tensor()  # onnx_ir names it after the value as soon as someone reads it
                 node.attributes[key] = ir.AttrTensor(key, _view(tensor, tensor.name or "", None))
+
+
+def _own_type(kind: ir.TypeProtocol | None) -> ir.TypeProtocol | None:
+    """A copy; that of a plain tensor, by far the most frequent, without the detour through ``copy``."""
+    if type(kind) is ir.TensorType:
+        return ir.TensorType(kind.dtype, denotation=kind.denotation)
+    return copy.deepcopy(kind)
 
 
 def _base(tensor: ir.TensorProtocol) -> Any:
