@@ -15,7 +15,7 @@ F32_F64 = ("float32", "float64")
 # whatever a pass may do, whether the input must be settled because the operator jumps)
 UNARY: dict[str, tuple[int, tuple[str, ...], Any, bool, bool]] = {
     "Relu": (6, FLOATS, lambda w: w, True, False),
-    "LeakyRelu": (6, FLOATS, lambda w: w, True, False),
+    "LeakyRelu": (6, F32, lambda w: w, True, False),
     "Elu": (6, F32, lambda w: w, False, False),
     "Selu": (6, F32, lambda w: 2 * w, False, False),
     "Celu": (12, F32, lambda w: w, False, False),
