@@ -309,12 +309,18 @@ class ChannelMoments(Reducer):
         self.arrays = {key: joins.get(key, np.add)(value, more[key]) for key, value in self.arrays.items()}
 
     def mean(self) -> Array:
-        """Mean of each channel, float64 [channels]."""
-        return _whole(self.arrays["sum"]) / int(self.arrays["count"])
+        """Mean of each channel, float64 [channels]; NaN where values are not finite, or too large to be added up."""
+        return self._mean("sum", 1)
 
     def mean_square(self) -> Array:
-        """Mean square of each channel, float64 [channels]."""
-        return _whole(self.arrays["square"]) / int(self.arrays["count"])
+        """Mean square of each channel, float64 [channels]; NaN where it cannot be told."""
+        return self._mean("square", 2)
+
+    def _mean(self, key: str, power: int) -> Array:
+        count = int(self.arrays["count"])
+        with np.errstate(all="ignore"):
+            most = np.maximum(np.abs(self.arrays["low"]), np.abs(self.arrays["high"])) ** power * count
+        return np.where(most < _LARGEST_SUM, _whole(self.arrays[key]) / count, np.nan)
 
 
 @dataclass
@@ -401,10 +407,16 @@ def build(spec: dict[str, Any]) -> Reducer:
     return REDUCERS[spec["kind"]](**parameters)
 
 
+_LARGEST_SUM = 2.0**62
+"""Sums beyond do not fit into the limbs."""
+
+
 def _limbs(sums: Array) -> Array:
     """Whole units and units of 2**-40 of ``sums``, int64 [2, channels]."""
-    whole = np.clip(np.rint(sums), -(2.0**62), 2.0**62)
-    return np.stack([whole, np.rint(np.ldexp(sums - whole, 40))]).astype(np.int64)
+    with np.errstate(all="ignore"):
+        whole = np.clip(np.rint(sums), -_LARGEST_SUM, _LARGEST_SUM)
+        parts = np.clip(np.rint(np.ldexp(sums - whole, 40)), -_LARGEST_SUM, _LARGEST_SUM)
+    return np.nan_to_num(np.stack([whole, parts]), nan=0.0).astype(np.int64)
 
 
 def _whole(limbs: Array) -> Array:

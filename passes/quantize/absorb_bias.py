@@ -103,6 +103,8 @@ def _refuse(site: Site) -> str:
         return "it is not one Conv or Gemm that gives its channels"
     if len(site.shifts) != 1 or site.shifts[0].node is not _giver(site).node:
         return "the layer that gives its channels has no constant bias"
+    if not all(_factor(part.node) for part in (*site.shifts, *site.takers)):
+        return "a Gemm multiplies its bias with zero"
     wrong = [n.op_type for n in site.path if n.op_type not in SHIFTED or _pads(n)]
     if wrong:
         return f"{wrong[0]} does not let a shift through"

@@ -120,16 +120,16 @@ class RoundAdaptively(Pass):
             second = second - mean[:, :, None] * mean[:, None, :]
         found = round_to_least_error(matrix, scale.reshape(matrix.shape[:2]), second, target.weight_range, self.sweeps)
         real = found.integers * scale.reshape(*matrix.shape[:2], 1)
-        alpha = float(attribute(layer.node, "alpha", 1.0))
-        rounded = weight_of(layer, real) / alpha
-        held = layer.weight_value.dtype
-        if np.array_equal(rounded.astype(np.float32), layer.weight / np.float32(alpha)) or held is None:
+        rounded = weight_of(layer, real).astype(np.float32)
+        if np.array_equal(rounded, layer.weight):
             return
-        replace_constant(layer.node, 1, rounded.astype(np.float32), graph, edit)
+        replace_constant(layer.node, 1, rounded, graph, edit)
         if layer.bias is not None:
             shift = np.einsum("gmk,gk->gm", matrix - real, mean).reshape(-1)
-            beta = float(attribute(layer.node, "beta", 1.0))
-            replace_constant(layer.node, 2, ((layer.bias + shift) / beta).astype(np.float32), graph, edit)
+            replace_constant(layer.node, 2, (layer.bias + shift).astype(np.float32), graph, edit)
+        if layer.node.op_type == "Gemm":  # alpha and beta, which may be zero, are in the weight and the bias now
+            layer.node.attributes.pop("alpha", None)
+            layer.node.attributes.pop("beta", None)
         edit.change(
             RULE, layer.node, f"{found.error / max(found.nearest, 1e-300):.0%} of the error of rounding to nearest"
         )

@@ -83,7 +83,7 @@ def clip(d: Draft) -> None:
     bounds: list[Held | str] = ["" if b is None else d.number(b, x.kind) for b in (low, high)]
     while bounds and bounds[-1] == "":
         bounds.pop()
-    if d.opset < 12 and x.kind == "float16":
+    if d.opset < 12 and x.kind != "float32":
         raise Dull
     d.op("Clip", [x, *bounds], x.dims, settled=x.settled, wide=wide)
 

@@ -10,6 +10,7 @@ from onnx import helper
 from passes import catalogue
 from passes.kit.model import Model
 from passes.kit.recipe import Recipe
+from passes.kit.reducers import ChannelMoments
 from tests.support.runtime import LocalContext, model, op_types, run
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]> g '
@@ -73,3 +74,29 @@ def test_the_default_domain_under_its_long_name(both: bool) -> None:
     feeds = {"x": 5 * normal(2, 3)}
     assert run(after, feeds)["y"].tobytes() == run(before, feeds)["y"].tobytes()
     assert op_types(after) == ["Clip"]
+
+
+@pytest.mark.parametrize("recipe", ["round-adaptively", "absorb-bias{margin=0.0}"])
+def test_a_gemm_that_drops_its_bias(recipe: str) -> None:
+    """The bias was divided by beta = 0."""
+    text = (
+        HEAD
+        + "(float[4,8] x) => (float[4,8] y) { a = Gemm<beta=0.0>(x, w1, b) r = Relu(a) y = Gemm<beta=0.0>(r, w2, b) }"
+    )
+    before = model(text, w1=np.abs(normal(8, 8)), b=normal(8), w2=normal(8, 8))
+    feeds = {"x": np.abs(normal(4, 8)) + 1}
+    (subject,) = catalogue.build(Recipe.parse(recipe))
+    after = subject(before, LocalContext([feeds])).model
+    for value in after.graph.initializers.values():
+        assert value.const_value is not None and np.isfinite(value.const_value.numpy()).all()
+    wanted, got = run(before, feeds)["y"], run(after, feeds)["y"]
+    assert np.linalg.norm(got - wanted) <= 0.02 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, 1e19])
+def test_moments_that_cannot_be_told_are_not_numbers(broken: float) -> None:
+    """The sum was cast to an integer all the same, and a bias moved by 9e18."""
+    moments = ChannelMoments(axis=1)
+    moments.fold(np.array([[1.0, broken], [3.0, 2.0]], np.float32))
+    assert moments.mean()[0] == 2 and np.isnan(moments.mean()[1])
+    assert moments.mean_square()[0] == 5 and np.isnan(moments.mean_square()[1])
