@@ -83,7 +83,7 @@ def test_a_gemm_that_drops_its_bias(recipe: str) -> None:
         HEAD
         + "(float[4,8] x) => (float[4,8] y) { a = Gemm<beta=0.0>(x, w1, b) r = Relu(a) y = Gemm<beta=0.0>(r, w2, b) }"
     )
-    before = model(text, w1=np.abs(normal(8, 8)), b=normal(8), w2=normal(8, 8))
+    before = model(text, w1=np.abs(normal(8, 8)), b=normal(8), w2=normal(8, 8), b2=normal(8))
     feeds = {"x": np.abs(normal(4, 8)) + 1}
     (subject,) = catalogue.build(Recipe.parse(recipe))
     after = subject(before, LocalContext([feeds])).model
