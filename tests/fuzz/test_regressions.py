@@ -79,10 +79,8 @@ def test_the_default_domain_under_its_long_name(both: bool) -> None:
 @pytest.mark.parametrize("recipe", ["round-adaptively", "absorb-bias{margin=0.0}"])
 def test_a_gemm_that_drops_its_bias(recipe: str) -> None:
     """The bias was divided by beta = 0."""
-    text = (
-        HEAD
-        + "(float[4,8] x) => (float[4,8] y) { a = Gemm<beta=0.0>(x, w1, b) r = Relu(a) y = Gemm<beta=0.0>(r, w2, b) }"
-    )
+    body = "a = Gemm<beta=0.0>(x, w1, b) r = Relu(a) y = Gemm<beta=0.0>(r, w2, b2)"
+    text = HEAD + f"(float[4,8] x) => (float[4,8] y) {{ {body} }}"
     before = model(text, w1=np.abs(normal(8, 8)), b=normal(8), w2=normal(8, 8), b2=normal(8))
     feeds = {"x": np.abs(normal(4, 8)) + 1}
     (subject,) = catalogue.build(Recipe.parse(recipe))
