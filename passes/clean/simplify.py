@@ -28,6 +28,8 @@ _LEFT_OUT = (
     "eliminate_duplicate_initializer",
     # fold-batchnorm does it in float64, with reasons where it does not.
     "fuse_bn_into_conv",
+    # Takes the second one's keepdims for both: the result of a first that drops its axes gets other dimensions.
+    "fuse_consecutive_reduce",
 )
 
 

@@ -98,3 +98,12 @@ def test_moments_that_cannot_be_told_are_not_numbers(broken: float) -> None:
     moments.fold(np.array([[1.0, broken], [3.0, 2.0]], np.float32))
     assert moments.mean()[0] == 2 and np.isnan(moments.mean()[1])
     assert moments.mean_square()[0] == 5 and np.isnan(moments.mean_square()[1])
+
+
+def test_onnxsim_does_not_join_reductions_that_keep_different_axes() -> None:
+    text = """(float[2,3,4,5] x) => (float[2,1] y) {
+        a = ReduceMean<axes=[1,3], keepdims=0>(x) y = ReduceMean<axes=[1], keepdims=1>(a) }"""
+    before = model(HEAD + text)
+    after = catalogue.find("simplify")()(before, LocalContext()).model
+    feeds = {"x": normal(2, 3, 4, 5)}
+    assert run(after, feeds)["y"].shape == (2, 1)
