@@ -214,6 +214,23 @@ def net(d: Draft) -> None:
     d.values.append(x)
 
 
+@step(1.2, since=9)
+def high_bias(d: Draft) -> None:
+    """Two pointwise layers whose channels in between stay far above zero: what absorb-bias is for."""
+    x = d.pick(lambda v: v.rank in (2, 4) and isinstance(v.dims[1], int) and 2 <= v.dims[1] <= 16 and v.wide < 10, F32)
+    y = x
+    for last in (False, True):
+        size, out = int(y.dims[1]), d.one([4, 8])
+        shape = (out, size, 1, 1) if x.rank == 4 else (out, size)
+        weight = d.weight(d.normal(*shape, scale=1 / size))
+        bias = d.weight(d.normal(out) if last else d.positive(out) * 10)
+        dims = (x.dims[0], out, *x.dims[2:])
+        given = {} if x.rank == 4 else {"transB": 1}
+        y = d.op("Conv" if x.rank == 4 else "Gemm", [y, weight, bias], dims, keep=last, wide=20, **given)
+        if not last:
+            y = d.op("Relu", [y], dims, keep=False)
+
+
 @step(2, since=11)
 def mlp(d: Draft) -> None:
     """The feed-forward half of a transformer: two products around an activation, wide enough to be quantized."""
