@@ -5,20 +5,20 @@ from __future__ import annotations
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
 
-from optimizer.verify.numerics import compare
 from passes import catalogue
 from passes.kit.contract import Exactness, Pass, PassResult
 from passes.kit.model import Model
 from passes.kit.recipe import Recipe
 from tests.fuzz.generate import Feeds, Made, make
-from tests.fuzz.runs import HALF_FLOOR, Outputs, Runs, finite, jittered, noises
+from tests.fuzz.hearing import Hearing
+from tests.fuzz.runs import Outputs, Runs
 from tests.support.runtime import target
 
 ALONE = tuple(dict.fromkeys(step.name for step in catalogue.LOSSLESS.steps))
@@ -290,38 +290,11 @@ class _Bench:
         before: onnx.ModelProto,
         after: onnx.ModelProto,
     ) -> None:
-        if exactness is Exactness.EXACT and self.half:
-            exactness = Exactness.NUMERIC  # float16 is computed in float32 or not, as the casts happen to meet
-        if exactness is Exactness.NUMERIC:  # other rounding may turn a large number into infinity, and that into NaN
-            judged = [i for i, outputs in enumerate(wanted) if finite(outputs)]
-        else:
-            judged = list(range(len(wanted)))
-        if exactness is Exactness.LOSSY:
-            judged = [i for i in judged if all(finite_feed(self.probes[i]))]
-        probes = [self.probes[i] for i in judged]
-        pair = [wanted[i] for i in judged], [found[i] for i in judged]
-        bad = [x for x in compare(*pair, exactness, self._floor(pair[0])) if not x.ok]
-        if bad and exactness is Exactness.NUMERIC:
-            allowed = noises(self.runs, probes, before, after)
-            bad = [x for x in compare(*pair, exactness, _most(allowed, self._floor(pair[0]))) if not x.ok]
-            if bad:
-                shaken = jittered(self.runs, probes, before, pair[0], self.rng)
-                allowed = _most(shaken, allowed, self._floor(pair[0]))
-                bad = [x for x in compare(*pair, exactness, allowed) if not x.ok]
-                self.verdict.excused += not bad
+        hearing = Hearing(self.runs, before, after, self.half, self.rng)
+        bad, late = hearing.objections(self.probes, wanted, found, exactness)
+        self.verdict.excused += late and not bad
         if bad:
             self.verdict.fail(text, "; ".join(map(str, bad[:3])))
-
-    def _floor(self, wanted: Outputs) -> dict[str, float]:
-        """The rounding of float16 anywhere in the model, as noise."""
-        if not self.half:
-            return {}
-        largest: dict[str, float] = {}
-        for outputs in wanted:
-            for name, array in outputs.items():
-                if array.dtype.kind == "f" and array.size:
-                    largest[name] = max(largest.get(name, 0.0), float(np.nan_to_num(np.abs(array), posinf=0).max()))
-        return {name: HALF_FLOOR / 10 * size for name, size in largest.items()}
 
     def _stays(self, text: str, wanted: Outputs, found: Outputs, share: float) -> None:
         """On the calibration data the function is the same up to ``share`` of the largest output."""
@@ -334,14 +307,6 @@ class _Bench:
                 worst = float(np.abs(b[name].astype(np.float64) - x).max())
                 if worst > share * float(np.abs(x).max()):
                     self.verdict.fail(text, f"output '{name}' moves by {worst:.3g} on the calibration data")
-
-
-def finite_feed(feed: Feeds) -> Iterator[bool]:
-    return (bool(np.isfinite(a).all()) for a in feed.values() if a.dtype.kind == "f")
-
-
-def _most(*of: Mapping[str, float]) -> dict[str, float]:
-    return {name: max(m.get(name, 0.0) for m in of) for m in of for name in m}
 
 
 def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,0 +1,123 @@
+"""Whether outputs differ by more than rounding: the product's tolerance, and a last hearing where models cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from optimizer.verify.numerics import NOISE_FACTOR, Difference, compare, noise
+from passes.kit.context import Feeds
+from passes.kit.contract import Exactness
+from tests.fuzz.runs import Array, Outputs, Runs
+
+HALF_FLOOR = 1e-2
+"""What float16 may move an output by, as a share of the largest: a few of its rounding steps, one after another."""
+
+JITTER = 2.0**-22
+"""Inputs and weights are shaken by two of their last bits to see how much rounding alone can move an output."""
+
+SHAKES = 3
+
+Noise = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """One comparison of ``after`` with ``before``. ``half``: the models compute in float16 somewhere."""
+
+    runs: Runs
+    before: onnx.ModelProto
+    after: onnx.ModelProto
+    half: bool
+    rng: np.random.Generator
+
+    def objections(
+        self, probes: Sequence[Feeds], wanted: Outputs, found: Outputs, exactness: Exactness
+    ) -> tuple[list[Difference], bool]:
+        """Outputs that moved by more than the promise allows, and whether shaken bits had to be asked."""
+        if exactness is Exactness.EXACT and self.half:
+            exactness = Exactness.NUMERIC  # float16 is computed in float32 or not, as the casts happen to meet
+        judged = [i for i, probe in enumerate(probes) if _counts(probe, wanted[i], exactness)]
+        probes, pair = [probes[i] for i in judged], ([wanted[i] for i in judged], [found[i] for i in judged])
+        allowed: Noise = _half_noise(pair[0]) if self.half else {}
+        bad = _bad(*pair, exactness, allowed)
+        if exactness is not Exactness.NUMERIC:
+            return bad, False
+        asked = False
+        more: tuple[Callable[[], Noise], ...] = (
+            lambda: self._runtime(probes),
+            lambda: self._shaken(probes, pair[0]),
+        )
+        for i, source in enumerate(more):
+            if bad:
+                allowed, asked = _most(allowed, source()), i == 1
+                bad = _bad(*pair, exactness, allowed)
+        return bad, asked
+
+    def _runtime(self, probes: Sequence[Feeds]) -> Noise:
+        """How much the runtime's own optimizer moves the outputs of either model."""
+        found: Noise = {}
+        for proto in (self.before, self.after):
+            data = proto.SerializeToString()
+            off = self.runs.outputs(data, probes)
+            try:
+                on = self.runs.outputs(data, probes, optimize=True)
+            except Exception:  # now and then it cannot
+                continue
+            found = _most(found, noise(off, on))
+        return found
+
+    def _shaken(self, probes: Sequence[Feeds], wanted: Outputs) -> Noise:
+        """How much the outputs move when inputs and weights move by rounding: what no algebra can keep still."""
+        found: Noise = {}
+        for _ in range(SHAKES):
+            shaken = onnx.ModelProto()
+            shaken.CopyFrom(self.before)
+            constants = [
+                a.t for n in shaken.graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"
+            ]
+            for tensor in (*shaken.graph.initializer, *constants):
+                if tensor.data_type == onnx.TensorProto.FLOAT:
+                    array = self._shake(onnx.numpy_helper.to_array(tensor))
+                    tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+            moved = [{k: self._shake(v) for k, v in feed.items()} for feed in probes]
+            found = _most(found, noise(wanted, self.runs.outputs(shaken.SerializeToString(), moved)))
+        return found
+
+    def _shake(self, array: Array) -> Array:
+        if array.dtype.kind != "f":
+            return array
+        return np.asarray(array * (1 + self.rng.uniform(-JITTER, JITTER, array.shape))).astype(array.dtype)
+
+
+def _counts(probe: Feeds, wanted: Mapping[str, Array], exactness: Exactness) -> bool:
+    """Whether a probe is a fair question. Other rounding may turn a large number into infinity, and that into NaN;
+    integers have no code for what is not finite."""
+    if exactness is Exactness.NUMERIC:
+        return _finite(wanted)
+    return exactness is Exactness.EXACT or _finite(probe)
+
+
+def _finite(arrays: Mapping[str, Array]) -> bool:
+    return all(a.dtype.kind != "f" or bool(np.isfinite(a).all()) for a in arrays.values())
+
+
+def _bad(wanted: Outputs, found: Outputs, exactness: Exactness, allowed: Noise) -> list[Difference]:
+    return [x for x in compare(wanted, found, exactness, allowed) if not x.ok]
+
+
+def _half_noise(wanted: Outputs) -> Noise:
+    """The rounding of float16 anywhere in the model, as noise."""
+    largest: dict[str, float] = {}
+    for outputs in wanted:
+        for name, array in outputs.items():
+            if array.dtype.kind == "f" and array.size:
+                largest[name] = max(largest.get(name, 0.0), float(np.nan_to_num(np.abs(array), posinf=0).max()))
+    return {name: HALF_FLOOR / NOISE_FACTOR * size for name, size in largest.items()}
+
+
+def _most(*of: Noise) -> Noise:
+    return {name: max(m.get(name, 0.0) for m in of) for m in of for name in m}
