@@ -320,7 +320,7 @@ class ChannelMoments(Reducer):
         count = int(self.arrays["count"])
         with np.errstate(all="ignore"):
             most = np.maximum(np.abs(self.arrays["low"]), np.abs(self.arrays["high"])) ** power * count
-        return np.where(most < _LARGEST_SUM, _whole(self.arrays[key]) / count, np.nan)
+        return np.asarray(np.where(most < _LARGEST_SUM, _whole(self.arrays[key]) / count, np.nan))
 
 
 @dataclass
@@ -416,7 +416,7 @@ def _limbs(sums: Array) -> Array:
     with np.errstate(all="ignore"):
         whole = np.clip(np.rint(sums), -_LARGEST_SUM, _LARGEST_SUM)
         parts = np.clip(np.rint(np.ldexp(sums - whole, 40)), -_LARGEST_SUM, _LARGEST_SUM)
-    return np.nan_to_num(np.stack([whole, parts]), nan=0.0).astype(np.int64)
+    return np.asarray(np.nan_to_num(np.stack([whole, parts]), nan=0.0).astype(np.int64))
 
 
 def _whole(limbs: Array) -> Array:
