@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 JOBS ?= 2
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: demo test lint check clean
+.PHONY: demo test lint check clean conformance conformance-peers
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -25,3 +25,9 @@ lint: $(STAMP)
 
 clean:
 	rm -rf .venv *.lathe .mypy_cache .ruff_cache
+
+conformance: $(STAMP)
+	$(BIN)/python -m tests.conformance --jobs $(JOBS)
+
+conformance-peers: $(STAMP)
+	$(BIN)/python -m tests.conformance --jobs $(JOBS) --peers
