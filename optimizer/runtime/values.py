@@ -46,11 +46,8 @@ def _to_values(feeds: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _to_value(np.asarray(array)) for name, array in feeds.items()}
 
 
-_NARROW = {
-    f"tensor({name})"
-    for name in ("bfloat16", "float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz", "float8e8m0")
-    + ("float4e2m1", "int4", "uint4", "int2", "uint2")
-}
+_FLOATS = ("bfloat16", "float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz", "float8e8m0", "float4e2m1")
+_NARROW = {f"tensor({name})" for name in (*_FLOATS, "int4", "uint4", "int2", "uint2")}
 """Types of outputs, as the runtime spells them."""
 
 

@@ -77,8 +77,8 @@ def _pack_array(array: np.ndarray[Any, Any], blobs: list[Any]) -> dict[str, Any]
 
 
 def _dtype_name(dtype: np.dtype[Any]) -> str:
-    # The types of ml_dtypes (bfloat16, float8, int4: registered, not built in) have no type string that numpy reads back;
-    # their names are unique.
+    # The types of ml_dtypes (bfloat16, float8, int4) are registered, not built in: numpy cannot read their type strings
+    # back, but their names are unique.
     return dtype.name if dtype.isbuiltin == 2 else dtype.str
 
 

@@ -242,7 +242,7 @@ def cast(x: Array, to: np.dtype[Any], at: _Call) -> Array:
 
 
 def _is_numpys(dtype: np.dtype[Any]) -> bool:
-    """Whether it is a number type of numpy's own: float8_e5m2 calls itself a float as well, and rounds by other rules."""
+    """Whether it is a number type of numpy's own: float8_e5m2 calls itself a float too, and rounds by other rules."""
     return dtype.isbuiltin != 2 and dtype.kind in "fiub"
 
 

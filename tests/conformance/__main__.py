@@ -1,4 +1,4 @@
-"""``python -m tests.conformance``: all cases, the table, ``docs/conformance.md``; exit 1 when a requirement is missed."""
+"""``python -m tests.conformance``: every case, the table, ``docs/conformance.md``; exit 1 when something is missed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether outputs are what a case expects, by the rule of onnx's own runner; and whether two files have one signature."""
+"""Whether outputs are what a case expects, by the rule of onnx's own runner; whether two files have one signature."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ CASE_SECONDS = 180.0
 LATHE = "lathe"
 
 Result = dict[str, Any]
-"""``case``, ``runtime``, ``why``, ``reference``, ``seconds`` and ``trials``: name -> verdict with changes and faults."""
+"""``case``, ``runtime``, ``why``, ``reference``, ``seconds``, ``trials``: name -> verdict with changes and faults."""
 
 
 @dataclass
@@ -43,7 +43,8 @@ class Harness:
     cache: Path = CACHE
     jobs: int = 2
     seconds: float = CASE_SECONDS
-    tell: Callable[[str], None] = functools.partial(print, file=sys.stderr, flush=True)
+    job: str = JOB
+    tell: Callable[[str], None] = field(default=lambda text: print(text, file=sys.stderr, flush=True))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, cases: Sequence[Case]) -> list[Result]:
@@ -153,7 +154,7 @@ class _Child:
     def _call(self, name: str, **args: Any) -> Any:
         if self._worker is None or not self._worker.alive:
             self._worker = Worker.users(ROOT)
-        return self._worker.call(f"{JOB}:{name}", timeout=self._harness.seconds, **args)
+        return self._worker.call(f"{self._harness.job}:{name}", timeout=self._harness.seconds, **args)
 
     def __enter__(self) -> _Child:
         return self

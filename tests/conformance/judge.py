@@ -94,7 +94,9 @@ class Bench:
         if objection and not self.objection:
             return Verdict("checker rejects", objection)
         if self.runs:
-            return self._by_runtime(path, fine)
+            verdict = self._by_runtime(path, fine)
+            if self.reference != PASSES or verdict.word != fine:
+                return verdict
         if self.reference == PASSES:
             told = self._by_reference(path)
             return Verdict(fine, "", "reference") if told == PASSES else Verdict("wrong", told, "reference")

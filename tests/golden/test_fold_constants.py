@@ -176,7 +176,7 @@ def test_a_decided_if_gives_way_to_its_branch(flag: int, kept: str) -> None:
 
 
 def test_a_copy_that_a_branch_leaves_behind_is_folded_with_what_reads_it() -> None:
-    """The runtime takes the copy away itself and then refuses Range, whose limit is a list of one (AffineGrid in ONNX)."""
+    """The runtime takes the copy away itself and then refuses Range for a limit that is a list (ONNX's AffineGrid)."""
     subject = model(
         HEAD
         + """g (int64[3] x) => (int64[a] y) {
