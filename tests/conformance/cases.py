@@ -1,8 +1,8 @@
 """Every offline case of the installed onnx wheel, written to disk once: a model and its data sets.
 
 A case is a folder with ``model.onnx`` and ``test_data_set_N/{input,output}_K.pb``, ONNX's own layout, which
-``lathe optimize --data`` reads too. Making the node cases costs ten seconds of CPU, so they are kept under a folder named
-by the version of onnx.
+``lathe optimize --data`` reads too. Making the node cases costs ten seconds of CPU, so they are kept under a folder
+named by the version of onnx.
 """
 
 from __future__ import annotations
