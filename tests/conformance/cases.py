@@ -77,7 +77,7 @@ def _read(path: Path, kind: onnx.TypeProto) -> Value:
         optional = onnx.OptionalProto.FromString(data)
         return numpy_helper.to_optional(optional) if optional.elem_type else None
     array = numpy_helper.to_array(onnx.TensorProto.FromString(data))
-    return array if array.dtype.kind != "O" else np.frompyfunc(_text, 1, 1)(array)
+    return array if array.dtype.kind != "O" else np.asarray(np.frompyfunc(_text, 1, 1)(array), object)
 
 
 def _text(value: Any) -> str:
