@@ -23,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = Harness(LATHE, asked.cache, asked.jobs).run(cases)
     print(report.summary(results))
     peers = _peers(asked, cases)
+    (asked.cache / "table.csv").write_text(report.table(results), encoding="utf-8")
+    print(f"every case, verdict and reason: {asked.cache / 'table.csv'}")
     if not asked.only:
         PAGE.write_text(report.page(results, peers), encoding="utf-8")
         print(f"written: {PAGE.relative_to(ROOT)}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.metadata
-from collections import Counter
+import io
+import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -93,6 +96,19 @@ def census(results: Sequence[Result]) -> list[tuple[str, int]]:
 
 def _checked_by(result: Result) -> str:
     return str(result["trials"].get(LEVEL, {}).get("by", ""))
+
+
+def table(results: Sequence[Result]) -> str:
+    """Every case and trial with its verdict and the reason, as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["case", "on onnxruntime before", "trial", "verdict", "checked by", "changes", "reason"])
+    for r in results:
+        for name, t in r["trials"].items():
+            reason = "; ".join([*filter(None, [t["why"]]), *t.get("faults", ())]) or (r["why"] if not t["by"] else "")
+            changes = sum(t.get("changes", {}).values())
+            writer.writerow([r["case"], r["runtime"], name, t["word"], t["by"], changes, " ".join(reason.split())])
+    return text.getvalue()
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------
@@ -223,13 +239,33 @@ def _listed(results: Sequence[Result]) -> list[str]:
             lines += [f"### {requirement.text.capitalize()}", ""]
             lines += [f"- `{case}`: {_short('; '.join(why))}" for case, why in found.items()]
             lines.append("")
-    nobody = [r for r in results if r["trials"].get(LEVEL, {}).get("word") == "unchecked"]
-    lines += [f"### Not computable by anybody here ({len(nobody)})", ""]
-    lines += [f"- `{r['case']}`: {_short(r['why'])}" for r in nobody]
-    refused = [r for r in results if r["trials"].get(LEVEL, {}).get("word") == "refused" and not executes(r)]
-    lines += ["", f"### Refused with a reason, and refused by onnxruntime too ({len(refused)})", ""]
-    lines += [f"- `{r['case']}`: {_short(r['trials'][LEVEL]['why'])}" for r in refused]
+    lines += _group("Gone through the passes, but computable by nobody here", _with(results, "unchecked"))
+    lines += _group("Run by onnxruntime with other outputs than the case expects, before any pass", _differing(results))
+    lines += _group("Refused with a reason, and not run by onnxruntime either", _with(results, "refused"))
     return lines
+
+
+def _with(results: Sequence[Result], word: str) -> dict[str, str]:
+    """Reasons by case, of those that -O1 ended with this word."""
+    found = {r["case"]: (r, r["trials"].get(LEVEL, {})) for r in results}
+    return {case: t["why"] or r["why"] for case, (r, t) in found.items() if t.get("word") == word}
+
+
+def _differing(results: Sequence[Result]) -> dict[str, str]:
+    return {r["case"]: r["why"] for r in results if r["runtime"] == "differs"}
+
+
+def _group(title: str, reasons: dict[str, str]) -> list[str]:
+    """A list with one line for each reason; cases that differ in numbers only stand together."""
+    if not reasons:
+        return []
+    grouped: dict[str, list[str]] = defaultdict(list)
+    for case, why in reasons.items():
+        grouped[_NUMBERS.sub("#", _short(why))].append(f"`{case}`")
+    return [f"### {title} ({len(reasons)})", "", *(f"- {why}: {', '.join(c)}" for why, c in grouped.items()), ""]
+
+
+_NUMBERS = re.compile(r"-?\b\d[\d.e+-]*\b|-?\b(inf|nan)\b")
 
 
 def _short(text: str) -> str:
