@@ -23,7 +23,7 @@ F = np.array([1.0, 2.0, np.nan, np.inf], np.float32)
     [
         (F * np.float32(1.0005), F, ""),
         (F * np.float32(1.01), F, "values off, the first 1.01 for 1.0"),
-        (np.nan_to_num(F), F, "1 of 4"),
+        (np.nan_to_num(F), F, "2 of 4"),
         (F.astype(np.float64), F, "is float64 instead of float32"),
         (F[None], F, "has shape [1, 4] instead of [4]"),
         ([F], [F, F], "is not a sequence of 2"),
