@@ -88,7 +88,8 @@ def _pack(codes: Array, bits: int) -> Array:
     per = 8 // bits
     rows = np.zeros((-(-codes.size // per), per), np.uint8)
     rows.reshape(-1)[: codes.size] = codes & (2**bits - 1)
-    return np.bitwise_or.reduce(rows << (np.arange(per, dtype=np.uint8) * bits), axis=1).astype(np.uint8)
+    shifted = rows << (np.arange(per, dtype=np.uint8) * bits)
+    return np.asarray(np.bitwise_or.reduce(shifted, axis=1), np.uint8)
 
 
 def _unpack(held: Array, element: ir.DataType, count: int) -> Array:
@@ -99,4 +100,4 @@ def _unpack(held: Array, element: ir.DataType, count: int) -> Array:
     if element.name.startswith("INT"):
         sign = 2 ** (bits - 1)
         codes = ((codes.astype(np.int8) ^ sign) - sign).view(np.uint8)
-    return codes.astype(np.uint8)
+    return np.asarray(codes, np.uint8)
