@@ -145,7 +145,8 @@ _HEAD = """# Conformance
 
 `make conformance` takes every offline case of the installed onnx package through the lossless preset `-O1`, as
 `lathe optimize` applies it, and then through each lossless pass *alone with verification off*, and compares what comes
-out with the outputs and the tolerances of the case. This page is its last result; a slice runs in `make test`.
+out with the outputs and the tolerances of the case. This page is its last result; a slice runs in `make test`. A run
+that was cut off goes on where it was; `python -m tests.conformance --only gelu` takes the cases of that name.
 
 Measured with {versions}.
 
