@@ -9,7 +9,7 @@ from tests.conformance import report
 from tests.conformance.cases import Case, collect
 from tests.conformance.harness import LATHE, Harness
 
-EVERY = 250
+EVERY = 400
 ONCE_WRONG = {
     "node/test_affine_grid_2d_expanded",  # Range refused a list, once a copy was gone
     "node/test_cast_FLOAT8E5M2_to_FLOAT",  # its input could not be sent to a worker
