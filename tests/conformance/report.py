@@ -185,16 +185,7 @@ def _per_pass(results: Sequence[Result]) -> list[str]:
     ]
 
 
-_PEER_WORDS = (
-    "same",
-    "changed, right",
-    "wrong",
-    "does not load",
-    "checker rejects",
-    "signature changed",
-    "raises",
-    "dead",
-)
+_PEER_WORDS = ("right", "wrong", "does not load", "checker rejects", "signature changed", "raises", "dead")
 
 
 def _peers_table(results: Sequence[Result], peers: dict[str, Sequence[Result]]) -> list[str]:
@@ -208,6 +199,7 @@ def _peers_table(results: Sequence[Result], peers: dict[str, Sequence[Result]]) 
     for name, told in {LATHE: results, **peers}.items():
         trial = LEVEL if name == LATHE else name
         words = Counter(r["trials"].get(trial, {}).get("word", "dead") for r in told if r["case"] in sound)
+        words["right"] = words["same"] + words["changed, right"]
         label = "Lathe `-O1`" if name == LATHE else f"{name} {importlib.metadata.version(name)}"
         rows.append(f"| {label} | " + " | ".join(str(words[w]) for w in _PEER_WORDS) + " |")
     return [
@@ -215,7 +207,7 @@ def _peers_table(results: Sequence[Result], peers: dict[str, Sequence[Result]]) 
         "",
         f"On {len(sound)} of the {whole} cases that onnxruntime passes before; each optimizer as its documentation",
         "calls it, in a process of its own with a time limit. *Raises*: an error instead of a model. *Dead*: a crash,",
-        "or no answer in time. *Same* for the others means the same bytes.",
+        "or no answer in time.",
         "",
         "| | " + " | ".join(_PEER_WORDS) + " |",
         "|---|" + "---:|" * len(_PEER_WORDS),
