@@ -63,7 +63,9 @@ class Harness:
             thread.join()
         for case in died:
             self._keep(self._alone(case), known)
-        return [known[case.id] for case in cases if case.id in known]
+        if lost := [case.id for case in cases if case.id not in known]:
+            raise RuntimeError(f"{len(lost)} cases gave no result, {lost[0]} among them: the harness itself failed")
+        return [known[case.id] for case in cases]
 
     def _serve(self, todo: queue.SimpleQueue[Case], known: dict[str, Result], died: list[Case]) -> None:
         """One warm child after another until nothing is left to do."""

@@ -72,6 +72,8 @@ def run_case(case, scratch, trials):
     first = log.read_text().split().count(case["id"]) == 1
     if (case["id"] == "once" and first) or (case["id"] == "always" and "bad" in trials):
         os.kill(os.getpid(), signal.SIGSEGV)
+    if case["id"] == "broken":
+        raise ValueError("no such thing")
     if case["id"] == "slow" and "bad" in trials:
         time.sleep(60)
     fine = {{"word": "same", "why": "", "by": "runtime"}}
@@ -93,6 +95,12 @@ def test_a_death_is_tried_again_alone_and_blamed_on_what_dies(harness: Harness) 
     assert "SIGSEGV" in found["always"]["trials"]["bad"]["why"]
     (missed,) = report.missed(list(found.values()))
     assert missed.text == "process deaths"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_of_the_harness_itself_does_not_pass_for_a_result(harness: Harness) -> None:
+    with pytest.raises(RuntimeError, match="1 cases gave no result, broken among them"):
+        harness.run([Case("a", "", 0, 0), Case("broken", "", 0, 0)])
 
 
 def test_a_case_that_takes_too_long_is_a_death(harness: Harness) -> None:
