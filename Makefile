@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 JOBS ?= 2
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: demo test lint check clean
+.PHONY: demo test lint check clean conformance conformance-peers
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -30,3 +30,8 @@ N ?= 10000
 .PHONY: fuzz
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz --count $(N) --jobs $(JOBS) $(if $(filter 10000,$(N)),--write docs/fuzzing.md)
+conformance: $(STAMP)
+	$(BIN)/python -m tests.conformance --jobs $(JOBS)
+
+conformance-peers: $(STAMP)
+	$(BIN)/python -m tests.conformance --jobs $(JOBS) --peers

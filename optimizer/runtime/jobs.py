@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from optimizer.faults import bad_input
+from optimizer.runtime import values
 from optimizer.runtime.providers import open_session, plain_words, runtime
 
 Array = np.ndarray[Any, Any]
@@ -167,7 +168,7 @@ def run_once(session: Any, feeds: Feeds, names: list[str] | None = None) -> list
     """The named outputs (none: all) of one run; feeds that the model does not take are left out."""
     wanted = {i.name for i in session.get_inputs()}
     with _in_plain_words():
-        return list(session.run(names, {k: v for k, v in feeds.items() if k in wanted}))
+        return values.run(session, {k: v for k, v in feeds.items() if k in wanted}, names)
 
 
 @contextmanager
@@ -183,7 +184,7 @@ def _in_plain_words() -> Iterator[None]:
 def _bind(session: Any, feeds: Feeds, provider: str) -> Any:
     """A call that runs the model once. On devices inputs and outputs are bound there, and the call waits for it."""
     if provider == "CPUExecutionProvider":
-        return lambda: _run_bare(session, feeds)
+        return values.bind(session, feeds)
     binding = session.io_binding()
     kind = "cuda" if provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider") else "cpu"
     ort = runtime()
@@ -197,10 +198,6 @@ def _bind(session: Any, feeds: Feeds, provider: str) -> Any:
         binding.synchronize_outputs()
 
     return run
-
-
-def _run_bare(session: Any, feeds: Feeds) -> None:
-    session.run(None, feeds)
 
 
 def _resident() -> int:

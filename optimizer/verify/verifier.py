@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from optimizer.runtime import sessions
 from optimizer.runtime.sessions import JOBS, Site
 from optimizer.store.store import Store
 from optimizer.verify.numerics import Difference, Outputs, compare, noise
+from optimizer.workers import wire
 from optimizer.workers.pool import CallFailed, Worker, WorkerDied
 from passes.kit.contract import Exactness
 from passes.kit.model import Model
@@ -46,13 +48,9 @@ class Verifier:
 
     def digest(self) -> str:
         """SHA-256 over the probes: a verdict holds for the inputs that it was reached on."""
-        total = hashlib.sha256()
-        for probe in self.probes:
-            for name in sorted(probe):
-                array = probe[name]
-                total.update(f"|{name}|{array.dtype.str}|{array.shape}|".encode())
-                total.update("\0".join(map(str, array.flat)).encode() if array.dtype.hasobject else array.tobytes())
-        return total.hexdigest()
+        message = io.BytesIO()  # as a worker gets them: text, sequences and types that numpy lacks included
+        wire.send(message, [dict(sorted(probe.items())) for probe in self.probes])
+        return hashlib.sha256(message.getbuffer()).hexdigest()
 
     def check(self, before: Model, after: Model, exactness: Exactness) -> Check:
         """Structure, then numbers: does ``after`` keep what a pass of that exactness promises about ``before``?"""

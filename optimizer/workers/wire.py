@@ -77,8 +77,9 @@ def _pack_array(array: np.ndarray[Any, Any], blobs: list[Any]) -> dict[str, Any]
 
 
 def _dtype_name(dtype: np.dtype[Any]) -> str:
-    # ml_dtypes (bfloat16, float8, int4) have no numpy type string; their names are unique.
-    return dtype.name if dtype.kind == "V" else dtype.str
+    # The types of ml_dtypes (bfloat16, float8, int4) are registered, not built in: numpy cannot read their type strings
+    # back, but their names are unique.
+    return dtype.name if dtype.isbuiltin == 2 else dtype.str
 
 
 def _unpack(thing: Any, blobs: list[bytearray]) -> Any:

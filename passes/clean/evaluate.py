@@ -229,10 +229,9 @@ def cast(x: Array, to: np.dtype[Any], at: _Call) -> Array:
     Not to float16 either: runtimes that compute float16 in float32 drop such a cast together with the one back, and
     with them the rounding.
     """
-    plain = "fiub"
     if x.dtype == to:
         return x
-    if x.dtype.kind not in plain or to.kind not in plain or to == np.float16:
+    if not _is_numpys(x.dtype) or not _is_numpys(to) or to == np.float16:
         raise NotFoldable(f"a cast from {x.dtype} to {to} depends on the runtime")
     at.room(x.shape, to)
     if x.dtype.kind == "f" and to.kind in "iu" and x.size:
@@ -240,6 +239,11 @@ def cast(x: Array, to: np.dtype[Any], at: _Call) -> Array:
         if not np.isfinite(x).all() or x.min() < info.min or x.max() >= float(info.max):
             raise NotFoldable(f"a value does not fit into {to}")
     return x.astype(to)
+
+
+def _is_numpys(dtype: np.dtype[Any]) -> bool:
+    """Whether it is a number type of numpy's own: float8_e5m2 calls itself a float too, and rounds by other rules."""
+    return dtype.isbuiltin != 2 and dtype.kind in "fiub"
 
 
 # -- arithmetic -------------------------------------------------------------------------------------------------------
@@ -301,6 +305,7 @@ def _reduce(function: Callable[..., Any]) -> Operator:
 
 
 _TABLE: dict[str, Operator] = {
+    "Identity": lambda at, a: _need(a, 0),
     "Shape": _shape,
     "Size": _size,
     "Reshape": _reshape,

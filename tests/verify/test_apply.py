@@ -232,6 +232,26 @@ def test_a_verdict_holds_for_the_inputs_that_it_was_reached_on(builder: Builder,
     assert "output 'y' differs by" in fault.fault, "not the drift of the whole chain"
 
 
+def test_a_model_of_sequences_is_verified_like_any_other(builder: Builder) -> None:
+    source = model(
+        """<ir_version: 8, opset_import: ["" : 17]> g (seq(float[2]) xs) => (float[2] y) {
+            i = Constant<value_int = 1>()
+            a = SequenceAt(xs, i)
+            b = Identity(a)
+            y = Mul(b, two)
+        }""",
+        two=np.float32(2),
+    )
+    world, store = builder.world, builder.store
+    verifier = Verifier(world.site, store, [{"xs": [np.ones(2, np.float32), np.float32([1, 3])]}])
+    try:
+        found = Builder(world, verifier, store, EXTRA).build(source, Recipe.parse("wrong, tidy"))
+    finally:
+        verifier.close()
+    assert [f.name for f in found.faults] == ["wrong"]
+    assert "Identity" not in op_types(found.model)
+
+
 def test_a_chain_that_drifts_is_bisected_to_the_pass(builder: Builder, source: Model) -> None:
     found = builder.build(source, Recipe.parse("tidy, " + ", ".join(["drift"] * 12)))
     assert found.faults and all(f.name == "drift" for f in found.faults)

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -40,6 +41,18 @@ def test_arrays_come_back_bit_for_bit(array: np.ndarray[Any, Any]) -> None:
     stream.seek(0)
     back = wire.receive(stream)["a"]
     assert back.dtype == array.dtype and back.shape == array.shape and back.tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize(
+    "name", ["bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "int4", "float4_e2m1fn"]
+)
+def test_types_that_numpy_lacks_come_back_too(name: str) -> None:
+    stream = io.BytesIO()
+    array = np.array([[1, 0], [-1, 2]]).astype(getattr(ml_dtypes, name))
+    wire.send(stream, array)
+    stream.seek(0)
+    back = wire.receive(stream)
+    assert back.dtype == array.dtype and back.tobytes() == array.tobytes()
 
 
 @pytest.mark.parametrize("how", ["fork", "spawn"])
