@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +18,7 @@ from optimizer.data.metrics import Metric
 from optimizer.data.samples import Samples
 from optimizer.decide import gate as rulings
 from optimizer.decide.gate import Facts, Node
-from optimizer.decide.policy import Policy
+from optimizer.decide.policy import BY_NAME, Policy
 from optimizer.faults import usage
 from optimizer.measure import duel
 from optimizer.measure.duel import Duel
@@ -23,6 +26,7 @@ from optimizer.measure.quality import Judge, quality_of
 from optimizer.measure.scales import QualityReading
 from optimizer.measure.stats import paired_drop
 from optimizer.package import baseline as results_file
+from optimizer.package.artifact import MANIFEST, MODEL
 from optimizer.package.baseline import Results, Rows
 from optimizer.package.check import verify
 from optimizer.package.manifest import signature_of
@@ -86,12 +90,35 @@ class _Gate:
     timed: Duel | None = None
 
 
-def hold(settings: Settings, policy: Policy, baseline: str | None, seconds: float, watch: Watcher) -> Gated:
+def read_policy(path: Path) -> Policy:
+    """A policy file. Raises a usage Fault for one that is missing, is no TOML, or holds what no rule is."""
+    try:
+        return Policy.from_toml(tomllib.loads(path.read_text("utf-8")), str(path))
+    except FileNotFoundError as error:
+        hint = "'lathe gate --init ARTIFACT' writes one"
+        raise usage("there is no such policy", where=str(path), hint=hint, code="no-policy") from error
+    except OSError as error:
+        raise usage(f"cannot be read: {error.strerror}", where=str(path), code="bad-policy") from error
+    except ValueError as error:
+        raise usage(f"is not valid TOML: {error}", where=str(path), code="bad-policy") from error
+
+
+def hold(
+    settings: Settings,
+    policy: Policy,
+    baseline: str | None,
+    watch: Watcher,
+    *,
+    seconds: float = SECONDS,
+    recording: bool = False,
+) -> Gated:
     """Hold the model of ``settings.source`` to ``policy``; see :func:`optimizer.api.gate`."""
     start = time.monotonic()
-    if (needs := policy.comparing()) and baseline is None:
-        hint = "Name one with --baseline, or take these rules out"
-        raise usage(f"{needs[0]} compares with a baseline, and none was named", where=policy.where, hint=hint)
+    left_out = policy.comparing() if baseline is None else ()
+    if left_out and not recording:
+        hint = "Name one with --baseline, take these rules out, or write a first one with --write-baseline"
+        raise usage(f"{left_out[0]} compares with a baseline, and none was named", where=policy.where, hint=hint)
+    policy = policy.without(left_out)
     warm_up()
     first, sound = _verified(settings.source.model, policy, watch)
     if not sound:
@@ -101,9 +128,11 @@ def hold(settings: Settings, policy: Policy, baseline: str | None, seconds: floa
     with ExitStack() as stack:
         gate = _open(settings, policy, baseline, seconds, watch, stack)
         gate.ruled += first
+        if left_out:
+            gate.warnings.append(f"there is no baseline, so these were left out: {', '.join(left_out)}")
         _static(gate)
-        if policy.asks(*TIMED, "coverage", "quality"):
-            _measured(gate)
+        if recording or policy.asks(*TIMED, "coverage", "quality"):
+            _measured(gate, recording)
         record = _record(settings, policy, baseline, tuple(gate.ruled), start)
         base, mine = gate.qualities
         timed = gate.timed
@@ -122,9 +151,18 @@ def hold(settings: Settings, policy: Policy, baseline: str | None, seconds: floa
 def _record(
     settings: Settings, policy: Policy, baseline: str | None, ruled: tuple[Ruled, ...], start: float
 ) -> GateRecord:
-    took = time.monotonic() - start
-    where = (settings.source.model, baseline or "", policy.where)
-    return GateRecord(*where, ruled, environment=hardware.environment(), seconds=took)
+    artifact = settings.source.model
+    inside = Path(artifact) / MODEL
+    ordered = sorted(ruled, key=lambda r: list(BY_NAME).index(r.rule))
+    return GateRecord(
+        artifact,
+        inside.as_posix() if inside.is_file() else artifact,
+        baseline or "",
+        policy.where,
+        tuple(ordered),
+        environment=hardware.environment(),
+        seconds=time.monotonic() - start,
+    )
 
 
 def _verified(artifact: str, policy: Policy, watch: Watcher) -> tuple[list[Ruled], bool]:
@@ -188,10 +226,8 @@ def _op(domain: str, op_type: str) -> str:
 
 def manifest_of(text: str) -> Mapping[str, Any]:
     """The manifest of an artifact's folder, empty for anything else. What it says is believed only after a check."""
-    import json
-
     try:
-        tree = json.loads((Path(text) / "manifest.json").read_text("utf-8"))
+        tree = json.loads((Path(text) / MANIFEST).read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return tree if isinstance(tree, dict) and isinstance(tree.get("requires", {}), dict) else {}
@@ -213,9 +249,9 @@ def _static(gate: _Gate) -> None:
 
 
 # -- what is measured --------------------------------------------------------------------------------------------------
-def _measured(gate: _Gate) -> None:
+def _measured(gate: _Gate, recording: bool) -> None:
     samples = _samples(gate)
-    if gate.policy.asks("quality"):
+    if gate.policy.asks("quality") or (recording and samples is not None):
         _quality(gate, samples)
     bare = (
         samples
@@ -359,11 +395,10 @@ def _fight(
 # -- what is kept ------------------------------------------------------------------------------------------------------
 def _results(gate: _Gate, record: GateRecord) -> Results:
     mine = gate.candidate
-    ops = sorted({n.op for n in mine.facts.nodes})
     shown = {
         "quality": to_plain(record.quality),
         "latency_ms": to_plain(record.latency_ms),
-        "operators": ops,
+        "operators": mine.facts.operators(),
         "opsets": dict(mine.facts.opsets),
         "environment": dict(record.environment),
     }
@@ -383,10 +418,10 @@ def suggestion(settings: Settings, watch: Watcher) -> dict[str, Any]:
         "artifact.verify": bool(manifest),
         "artifact.signature": True,
         "latency.max_ratio": 1.025,
-        "size.max": f"{facts.size_bytes * 1.05 / 1e3:.0f}kB" if facts.size_bytes > 1e5 else f"{facts.size_bytes * 2}B",
+        "size.max": f"{math.ceil(facts.size_bytes * 1.05 / 1e3)}kB",
         "memory.max_ratio": 1.1,
-        "operators.allow": _named(facts),
-        "operators.opsets": _used(facts),
+        "operators.allow": facts.operators(),
+        "operators.opsets": facts.used_opsets(),
         "operators.max_ir": facts.ir,
     }
     if drops and manifest.get("metric"):
@@ -394,12 +429,3 @@ def suggestion(settings: Settings, watch: Watcher) -> dict[str, Any]:
     if facts.needs:
         values["instructions.deployed_on"] = list(facts.needs)
     return values
-
-
-def _named(facts: Facts) -> Sequence[str]:
-    return sorted({n.op for n in facts.nodes})
-
-
-def _used(facts: Facts) -> dict[str, int]:
-    domains = {n.op.rpartition(".")[0] or "ai.onnx" for n in facts.nodes} | {"ai.onnx"}
-    return {d: v for d, v in sorted(facts.opsets.items()) if d in domains}

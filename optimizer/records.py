@@ -207,9 +207,11 @@ class Ruled:
 
 @dataclass(frozen=True)
 class GateRecord:
-    """The single truth of a gate. ``baseline`` is empty when there was none."""
+    """The single truth of a gate. ``file`` is the model inside the artifact, ``baseline`` is empty when there was
+    none."""
 
     artifact: str
+    file: str
     baseline: str
     policy: str
     rules: tuple[Ruled, ...]

@@ -40,6 +40,15 @@ class Facts:
     nodes: tuple[Node, ...]
     needs: tuple[str, ...] | None = None
 
+    def operators(self) -> list[str]:
+        """Every operator once, sorted."""
+        return sorted({n.op for n in self.nodes})
+
+    def used_opsets(self) -> dict[str, int]:
+        """Opsets of the domains that have a node: exporters also list some that the graph never uses."""
+        used = {n.op.rpartition(".")[0] or "ai.onnx" for n in self.nodes} | {"ai.onnx"}
+        return {d: v for d, v in sorted(self.opsets.items()) if d in used}
+
 
 # -- the file ----------------------------------------------------------------------------------------------------------
 def verified(wrong: Sequence[str], checks: int) -> Ruled:
@@ -96,10 +105,8 @@ def operators(policy: Policy, facts: Facts) -> list[Ruled]:
         bad = [n for n in facts.nodes if n.op in deny]
         found.append(_nodes("operators.deny", bad, f"no {_some(deny)}", f"none in {len(facts.nodes)} nodes"))
     if (highest := policy["operators.opsets"]) is not None:
-        # A domain without a node is only declared: an exporter lists some that the graph never uses.
-        used = {n.op.rpartition(".")[0] or "ai.onnx" for n in facts.nodes} | {"ai.onnx"}
-        over = [f"{d} {v}" for d, v in facts.opsets.items() if d in used and v > highest.get(d, 0)]
-        told = ", ".join(f"{d} {v}" for d, v in facts.opsets.items() if d in used)
+        over = [f"{d} {v}" for d, v in facts.used_opsets().items() if v > highest.get(d, 0)]
+        told = ", ".join(f"{d} {v}" for d, v in facts.used_opsets().items())
         wanted = ", ".join(f"{d} {v}" for d, v in highest.items())
         said = f"{', '.join(over)} is beyond" if over else told
         found.append(_held("operators.opsets", not over, f"<= {wanted}", said))
