@@ -46,6 +46,10 @@ Array = np.ndarray[Any, Any]
 SECONDS = 12.0
 """Of timing, at most: with everything around it a gate of a small model then takes less than twenty."""
 
+MARGIN = 1.025
+"""The latency ratio that a fresh policy allows: what differs by less on a busy machine is noise, and twice as much is
+found out."""
+
 WHO_RAN = "optimizer.runtime.inside:who_ran"
 TIMED = ("latency", "throughput", "memory")
 MEMORY_SECONDS = 1.0
@@ -417,7 +421,7 @@ def suggestion(settings: Settings, watch: Watcher) -> dict[str, Any]:
         "run.batch": runs.get("batch", 1) if isinstance(runs, dict) else 1,
         "artifact.verify": bool(manifest),
         "artifact.signature": True,
-        "latency.max_ratio": 1.025,
+        "latency.max_ratio": MARGIN,
         "size.max": f"{math.ceil(facts.size_bytes * 1.05 / 1e3)}kB",
         "memory.max_ratio": 1.1,
         "operators.allow": facts.operators(),

@@ -33,11 +33,19 @@ def found(ruled: Ruled) -> str:
     return f"{ruled.found}; needs {ruled.need}" if ruled.need else ruled.found
 
 
+def told(ruled: Ruled) -> str:
+    """What was found beside what is allowed."""
+    return f"{found(ruled)} (allowed: {ruled.allowed})" if ruled.allowed else found(ruled)
+
+
 def headline(record: GateRecord) -> str:
     """The verdict in one line: how many rules hold, or which do not."""
     ruling = record.ruling
     if ruling is Ruling.PASS:
-        return f"pass: {len(record.rules)} rule{'s' if len(record.rules) != 1 else ''} hold"
+        count = len(record.rules)
+        return (
+            f"pass: {count} rules hold" if count > 1 else "pass: the rule holds" if count else "pass: no rule is asked"
+        )
     names = ", ".join(r.rule for r in record.rules if r.ruling is ruling)
     return f"{ruling.value}: {names}"
 
@@ -49,8 +57,7 @@ def console(record: GateRecord) -> RenderableType:
 
     shown = table(("rule", "verdict", "finding"), [], last_wide=True)
     for r in record.rules:
-        allowed = f" (allowed: {r.allowed})" if r.allowed else ""
-        shown.add_row(Text(r.rule), Text(r.ruling.value, COLOURS[r.ruling]), Text(found(r) + allowed))
+        shown.add_row(Text(r.rule), Text(r.ruling.value, COLOURS[r.ruling]), Text(told(r)))
     against = f" against {record.baseline}" if record.baseline else ""
     parts: list[RenderableType] = [shown]
     parts += [line("warning", text, "yellow") for text in record.warnings]
@@ -80,11 +87,11 @@ def summary(record: GateRecord) -> str:
 
 
 def workflow_commands(record: GateRecord) -> tuple[str, ...]:
-    """Annotations as GitHub Actions reads them: an error for every rule that fails, a warning for every undecided one."""
+    """Annotations for GitHub Actions: an error for every rule that fails, a warning for every undecided one."""
     levels = {Ruling.FAIL: "error", Ruling.UNDECIDED: "warning"}
     return tuple(
         f"::{levels[r.ruling]} file={_property(record.file)},title={_property('lathe gate: ' + r.rule)}"
-        f"::{_data(f'allowed {r.allowed}: {found(r)}' if r.allowed else found(r))}"
+        f"::{_data(told(r))}"
         for r in record.rules
         if r.ruling in levels
     )

@@ -34,7 +34,7 @@ def junit(record: GateRecord) -> str:
 def _case(suite: ET.Element, ruled: Ruled) -> None:
     section, _, word = ruled.rule.partition(".")
     case = ET.SubElement(suite, "testcase", {"classname": f"gate.{section}", "name": word, "time": "0"})
-    told = _clean(f"allowed {ruled.allowed}: {gate.found(ruled)}" if ruled.allowed else gate.found(ruled))
+    told = _clean(gate.told(ruled))
     kinds = {Ruling.FAIL: "failure", Ruling.UNDECIDED: "error", Ruling.SKIPPED: "skipped"}
     kind = kinds.get(ruled.ruling)
     if kind is None:

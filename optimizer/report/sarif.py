@@ -52,7 +52,7 @@ def _result(record: GateRecord, index: int, ruled: Ruled, node: NodeFinding | No
     }
     if node is not None:
         place["logicalLocations"] = [{"name": node.node, "fullyQualifiedName": node.node, "kind": "object"}]
-    told = f"{node.node}: {node.detail}" if node is not None else f"allowed {ruled.allowed}: {gate.found(ruled)}"
+    told = f"{node.node}: {node.detail}" if node is not None else gate.told(ruled)
     known = hashlib.sha256(f"{ruled.rule}\0{node.node if node else ''}".encode(errors="replace")).hexdigest()
     return {
         "ruleId": ruled.rule,
