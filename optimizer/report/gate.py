@@ -62,8 +62,8 @@ def console(record: GateRecord) -> RenderableType:
     parts: list[RenderableType] = [shown]
     parts += [line("warning", text, "yellow") for text in record.warnings]
     parts.append(line("took", words.duration(record.seconds)))
-    told = Text.assemble(f"{record.artifact}{against}: ", (headline(record), COLOURS[record.ruling]))
-    return Group(*parts, told)
+    closing = Text.assemble(f"{record.artifact}{against}: ", (headline(record), COLOURS[record.ruling]))
+    return Group(*parts, closing)
 
 
 def summary(record: GateRecord) -> str:
