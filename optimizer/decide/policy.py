@@ -211,16 +211,25 @@ HEAD = """\
 """
 
 EXAMPLES: Mapping[str, Any] = {
+    **DEFAULTS,
+    "artifact.verify": True,
+    "artifact.signature": True,
     "quality.metric": "top1",
     "quality.data": "gate.npz",
     "quality.max_drop": "0.5%",
     "quality.worst": 0.95,
+    "latency.max_ratio": 1.025,
     "latency.max": "8ms",
     "throughput.min": 1000.0,
     "throughput.min_ratio": 0.975,
+    "size.max": "4MB",
     "size.max_ratio": 1.0,
     "memory.max": "200MB",
+    "memory.max_ratio": 1.1,
+    "operators.allow": ("Conv", "Relu"),
     "operators.deny": ("Loop", "Scan"),
+    "operators.opsets": {"ai.onnx": 17},
+    "operators.max_ir": 10,
     "coverage.min_nodes": 1.0,
     "instructions.deployed_on": ("avx2", "avx512_vnni"),
     "instructions.here": ("avx2",),
@@ -235,9 +244,7 @@ def write(values: Mapping[str, Any], about: str) -> str:
     for section in SECTIONS:
         lines += ["", f"[{section}]"]
         for key in (k for k in KEYS if k.section == section):
-            value = values.get(key.name, EXAMPLES.get(key.name))
-            if value is None:
-                value = DEFAULTS[key.name]
+            value = values.get(key.name, EXAMPLES[key.name])
             mark = "" if key.name in values else "# "
             lines.append(f"{mark}{key.word} = {_toml(value)}  # {key.help}" + (" (baseline)" if key.compares else ""))
     return "\n".join(lines) + "\n"
