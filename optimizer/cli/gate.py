@@ -133,7 +133,7 @@ def _report(record: GateRecord, junit: Path | None, sarif: Path | None, summary:
         if path is not None:
             _put(path, write(record))
     if step := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(step).open("a", encoding="utf-8") as stream:
+        with Path(step).open("a", encoding="utf-8", errors="replace") as stream:
             stream.write(text.summary(record))
     if os.environ.get("GITHUB_ACTIONS") == "true":
         for annotation in text.workflow_commands(record):

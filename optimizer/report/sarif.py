@@ -12,7 +12,7 @@ from optimizer import __version__
 from optimizer.records import GateRecord, NodeFinding, Ruled, Ruling
 from optimizer.report import gate
 
-SCHEMA = "https://raw.githubusercontent.com/oasis-tcs/sarif-spec/master/Schemata/sarif-schema-2.1.0.json"
+SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 LEVELS = {Ruling.FAIL: "error", Ruling.UNDECIDED: "warning"}
 
 
