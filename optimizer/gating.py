@@ -174,7 +174,7 @@ def _verified(artifact: str, policy: Policy, watch: Watcher) -> tuple[list[Ruled
     if policy["artifact.verify"] is None:
         return [], True
     watch.stage("verifying the artifact")
-    report = verify(artifact)
+    report = verify(Path(artifact).absolute())  # workers may stand in another folder
     wrong = [f"{f.check}: {f.detail}" for f in report.findings if not f.ok]
     return [rulings.verified(wrong, len(report.findings))], report.ok
 

@@ -82,15 +82,14 @@ def look(ratios: Sequence[float], allowed: float, seconds: float) -> Reading:
 
 def _more_minutes(ratios: Sequence[float], limit: float, seconds: float) -> float | None:
     """By the normal approximation, from the spread of the restarts; ``None`` when no realistic time decides."""
-    count = len(ratios)
-    if count < 2:
-        return None
-    pace, centre = seconds / count, float(np.median(ratios))
+    count, centre = len(ratios), float(np.median(ratios))
     spread = 1.4826 * float(np.median(np.abs(np.asarray(ratios) - centre)))
     gap = abs(limit - centre)
+    if gap == 0:
+        return None
     reach = 2.3 if centre <= limit else 2.9  # standard errors to the bound, about, at a share of the alphas
-    wanted = max(float(LEAST_RESTARTS), (reach * spread / gap) ** 2 * 1.2) if gap > 0 else math.inf
-    minutes = max(wanted - count, 1.0) * pace / 60
+    wanted = max(float(LEAST_RESTARTS), (reach * spread / gap) ** 2 * 1.2)
+    minutes = max(wanted - count, 1.0) * seconds / count / 60
     return minutes if minutes <= WIDEST_NEED else None
 
 

@@ -43,12 +43,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def gate(place: Path, artifact: str, against: str | None, seconds: float = 0.2, **rules: Any) -> Gated:
+def gate(place: Path, subject: str, against: str | None, seconds: float = 0.2, **rules: Any) -> Gated:
     policy = Policy.from_toml(rules, str(place / "gate.toml"))
     settings = Settings(SourceRequest(""), cache_dir=place / "cache")
     data = str(place / "gate.npz") if "quality" in rules else None
     held = str(place / against) if against else None
-    return optimizer.gate(place / artifact, policy, baseline=held, data=data, seconds=seconds, settings=settings)
+    return optimizer.gate(place / subject, policy, baseline=held, data=data, seconds=seconds, settings=settings)
 
 
 def by_rule(gated: Gated) -> dict[str, Ruled]:
@@ -63,7 +63,7 @@ def test_an_artifact_is_held_to_everything_at_once(place: Path) -> None:
         latency={"max": "1s"}, throughput={"min": 0.1}, instructions={"deployed_on": ["avx2"]},
     )  # fmt: skip
     assert gated.record.ruling is Ruling.PASS, gated.record.rules
-    assert len(gated.record.rules) == 13 and gated.record.quality is not None and gated.record.latency_ms is not None
+    assert len(gated.record.rules) == 14 and gated.record.quality is not None and gated.record.latency_ms is not None
     assert gated.record.file.endswith("model.lathe/model.onnx")
     json.dumps(gated.record.as_json())
 

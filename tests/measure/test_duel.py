@@ -69,6 +69,7 @@ def test_too_few_restarts_are_undecided_and_say_how_long_it_takes() -> None:
     found = look([0.001, -0.002, 0.003], MARGIN, 30.0)
     assert found.ruling is Ruling.UNDECIDED and found.high == math.inf and found.low == 0.0
     assert found.more_minutes == pytest.approx(1.0)
+    assert look([0.0], MARGIN, 6.0).more_minutes == pytest.approx(0.8), "one restart has no spread, but a pace"
     assert look([0.0, 0.2, -0.2, 0.1, -0.1], 1.0, 5.0).more_minutes is None, "no time decides a ratio on the margin"
 
 
