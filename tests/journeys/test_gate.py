@@ -20,10 +20,12 @@ from optimizer.cli.main import cli
 from optimizer.decide.policy import Policy
 from optimizer.faults import Exit, Fault
 from optimizer.gating import Gated
-from optimizer.package import baseline
+from optimizer.package import artifact, baseline, golden, manifest
 from optimizer.plan import Settings, SourceRequest
 from optimizer.records import Ruled, Ruling
-from tests.support import models, schemas
+from passes.kit.model import Model
+from passes.kit.recipe import Recipe
+from tests.support import models, runtime, schemas
 
 CI = Path(__file__).parents[2] / "docs" / "ci"
 SCHEMAS = {
@@ -34,12 +36,19 @@ SCHEMAS = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The source, an artifact made of it without loss, and labelled samples."""
+    """A model, an artifact of it, and labelled samples."""
     found = tmp_path_factory.mktemp("gate")
-    models.images(found / "gate.npz", models.cnn(found / "cnn.onnx", width=16), count=160)
-    optimizer.compile(
-        str(found / "cnn.onnx"), output=found / "model.lathe", cache_dir=found / "cache", level=1, seconds=0.1
-    )
+    source = models.cnn(found / "cnn.onnx", width=16)
+    models.images(found / "gate.npz", source, count=160)
+    model = Model.from_proto(onnx.load(source))
+    feed = {"x": np.ones((1, 3, 16, 16), np.float32)}
+    pairs = golden.pairs([feed], [runtime.run(model, feed, optimize=True)])
+    tree = manifest.build(
+        model=model, source=manifest.SourceIdentity("cnn.onnx", "onnx", model.digest()), recipe=Recipe(),
+        target=runtime.target(), provider="CPUExecutionProvider", seed=0, packages={}, metric="top1",
+        budget=("top1.drop<=0.05",), golden=pairs,
+    )  # fmt: skip
+    artifact.write(found / "model.lathe", artifact.Contents(model, tree, {}, "", pairs))
     return found
 
 
@@ -59,7 +68,7 @@ def test_an_artifact_is_held_to_everything_at_once(place: Path) -> None:
     gated = gate(
         place, "model.lathe", "cnn.onnx", artifact={"verify": True, "signature": True}, quality={"max_drop": "5%"},
         size={"max_ratio": 1.1, "max": "1MB"}, memory={"max": "2GB", "max_ratio": 3.0}, coverage={"min_nodes": 1.0},
-        operators={"deny": ["BatchNormalization"], "opsets": {"ai.onnx": 17}, "max_ir": 13},
+        operators={"deny": ["Loop"], "opsets": {"ai.onnx": 17}, "max_ir": 13},
         latency={"max": "1s"}, throughput={"min": 0.1}, instructions={"deployed_on": ["avx2"]},
     )  # fmt: skip
     assert gated.record.ruling is Ruling.PASS, gated.record.rules
@@ -190,7 +199,12 @@ def _toml(name: str) -> dict[str, Any]:
 
 def test_a_fresh_policy_is_one_that_the_artifact_holds(place: Path, lathe: Callable[[str], Result]) -> None:
     assert lathe("lathe gate --init model.lathe --overwrite").exit_code == 0
-    found = lathe("lathe gate model.lathe --baseline main/model.lathe --seconds 0.1 --json")
+    found = lathe("lathe gate model.lathe --baseline main/model.lathe --data gate.npz --seconds 0.1 --json")
     rules = {r["rule"]: r["ruling"] for r in json.loads(found.stdout)["rules"]}
     assert {k for k, v in rules.items() if v != "pass"} <= {"latency.max_ratio"}, found.output
-    assert np.all([k in rules for k in ("size.max", "operators.allow", "artifact.verify", "artifact.signature")])
+    assert np.all(
+        [
+            k in rules
+            for k in ("quality.max_drop", "size.max", "operators.allow", "artifact.verify", "artifact.signature")
+        ]
+    )
