@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,16 @@ def test_results_of_another_kind_are_undecided(place: Path, quality: Any, why: s
     (place / "kept.json").write_text(first.results.text())
     found = by_rule(gate(place, "model.lathe", "kept.json", quality=quality))["quality.max_drop"]
     assert found.ruling is Ruling.UNDECIDED and why in found.found
+
+
+def test_results_of_other_samples_are_undecided(place: Path, tmp_path: Path) -> None:
+    first = gate(place, "model.lathe", "cnn.onnx", quality={"max_drop": "5%"})
+    assert first.results is not None and first.results.rows is not None
+    other = replace(first.results, rows=replace(first.results.rows, data="of others"))
+    (tmp_path / "other.json").write_text(other.text())
+    found = by_rule(gate(place, "model.lathe", str(tmp_path / "other.json"), quality={"max_drop": "5%"}))
+    assert found["quality.max_drop"].ruling is Ruling.UNDECIDED
+    assert "other samples" in found["quality.max_drop"].found
 
 
 def test_quality_without_samples_is_undecided(place: Path) -> None:
