@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from optimizer.api import benchmark, compile, doctor, explain, export, inspect, verify
+    from optimizer.api import benchmark, compile, doctor, explain, export, gate, inspect, verify
     from optimizer.faults import Fault
     from optimizer.records import Record
 
-__all__ = ["Fault", "Record", "benchmark", "compile", "doctor", "explain", "export", "inspect", "verify"]
+__all__ = ["Fault", "Record", "benchmark", "compile", "doctor", "explain", "export", "gate", "inspect", "verify"]
 
 _HOMES = {"Fault": "optimizer.faults", "Record": "optimizer.records"}
 

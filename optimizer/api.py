@@ -17,12 +17,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from optimizer import __version__
+from optimizer import __version__, gating
 from optimizer.compile import compile_settings
 from optimizer.data.metrics import Metric
 from optimizer.data.samples import Samples
+from optimizer.decide.policy import Policy
+from optimizer.decide.policy import write as write_policy
 from optimizer.explaining import explain_settings
 from optimizer.faults import Fault, usage
+from optimizer.gating import Gated
 from optimizer.measure import bench
 from optimizer.measure.explain import Explanation
 from optimizer.measure.latency import Effort
@@ -64,6 +67,8 @@ __all__ = [
     "doctor",
     "explain",
     "export",
+    "gate",
+    "gate_policy",
     "inspect",
     "passes_list",
     "plan",
@@ -270,6 +275,46 @@ def explain(
     base = settings or Settings(SourceRequest(model))
     wanted = base.data if data is None else DataRequest(data)
     return explain_settings(base.but(source=replace(base.source, model=model), data=wanted), against, watch or Silent())
+
+
+def gate(
+    artifact: str | Path,
+    policy: str | Path | Policy = "gate.toml",
+    *,
+    baseline: str | Path | None = None,
+    data: str | None = None,
+    seconds: float = gating.SECONDS,
+    recording: bool = False,
+    settings: Settings | None = None,
+    watch: Watcher | None = None,
+) -> Gated:
+    """Hold an artifact to a policy: pass, fail or undecided, rule by rule. Always strict.
+
+    Args:
+        artifact: The folder of an artifact; a bare model where the policy does not ask for verification.
+        policy: A TOML file or a :class:`~optimizer.decide.policy.Policy`.
+        baseline: What is compared with: an artifact or model, measured now, or a results file (``.json``), which can
+            answer for quality, size and signature only.
+        data: Samples to measure quality on and to time with; by default the policy's.
+        seconds: Seconds of timing, at most.
+        recording: The results are wanted: without a baseline rules that compare are left out, with a warning.
+        settings: Anything else (cache folder, seed).
+        watch: Told about progress.
+
+    Raises :class:`optimizer.Fault` when something cannot be opened or the policy cannot be read.
+    """
+    base = settings or Settings(SourceRequest(str(artifact)))
+    base = base.but(source=replace(base.source, model=str(artifact)), data=DataRequest(data))
+    rules = policy if isinstance(policy, Policy) else gating.read_policy(Path(policy))
+    against = None if baseline is None else str(baseline)
+    return gating.hold(base, rules, against, watch or Silent(), seconds=seconds, recording=recording)
+
+
+def gate_policy(artifact: str | Path, *, settings: Settings | None = None, watch: Watcher | None = None) -> str:
+    """A commented policy (TOML) that this artifact, or model, holds today. Raises :class:`optimizer.Fault`."""
+    base = settings or Settings(SourceRequest(str(artifact)))
+    base = base.but(source=replace(base.source, model=str(artifact)))
+    return write_policy(gating.suggestion(base, watch or Silent()), f"Written from {str(artifact)!r}.")
 
 
 @dataclass(frozen=True)

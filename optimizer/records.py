@@ -173,6 +173,67 @@ class BenchmarkRow:
     reason: str = ""
 
 
+class Ruling(enum.StrEnum):
+    """What became of a rule of a gate, and of the gate as a whole. A skipped rule could not be judged because the
+    artifact is not what it says, which fails already."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    UNDECIDED = "undecided"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True)
+class NodeFinding:
+    """A node of the graph that breaks a rule, or a group of equal ones: ``node`` is the name (or the place)."""
+
+    node: str
+    op: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Ruled:
+    """A rule of a policy and what became of it: what is allowed, what was found, and what would decide it."""
+
+    rule: str
+    ruling: Ruling
+    allowed: str
+    found: str
+    need: str = ""
+    measured: Interval | None = None
+    nodes: tuple[NodeFinding, ...] = ()
+
+
+@dataclass(frozen=True)
+class GateRecord:
+    """The single truth of a gate. ``file`` is the model inside the artifact, ``baseline`` is empty when there was
+    none."""
+
+    artifact: str
+    file: str
+    baseline: str
+    policy: str
+    rules: tuple[Ruled, ...]
+    warnings: tuple[str, ...] = ()
+    quality: Quality | None = None
+    baseline_quality: Quality | None = None
+    latency_ms: Latency | None = None
+    baseline_latency_ms: Latency | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def ruling(self) -> Ruling:
+        """Fail when a rule fails, else undecided when one is, else pass. A gate is always strict."""
+        found = {r.ruling for r in self.rules}
+        return next((r for r in (Ruling.FAIL, Ruling.UNDECIDED) if r in found), Ruling.PASS)
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that ``--json`` prints."""
+        return {"schema": "lathe.gate/1", "verdict": self.ruling.value, **to_plain(self)}
+
+
 @dataclass(frozen=True)
 class Record:
     """The single truth of a compile, which every report renders."""

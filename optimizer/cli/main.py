@@ -19,6 +19,7 @@ from optimizer.cli import boundary
 VERBS: dict[str, str] = {
     "optimize": "Turn a model into a faster one that keeps its quality, with the evidence.",
     "benchmark": "Time models side by side, on one or several providers.",
+    "gate": "Hold an artifact to a policy and a baseline: pass, fail or undecided, for CI.",
     "verify": "Check that an artifact is whole and gives the answers it was shipped with.",
     "inspect": "Show what a model is made of, and what each pass would do to it.",
     "explain": "Say what quantization costs a model layer by layer, and what to try next.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -139,6 +140,31 @@ def _cpuinfo() -> dict[str, str]:
         key, _, value = line.partition(":")
         first[key.strip()] = value.strip()
     return first
+
+
+LOOK_SECONDS = 0.05
+"""How long the cores are watched to find the idlest: several ticks of the kernel's accounting."""
+
+
+def idlest_core() -> int | None:
+    """The core, of those that this process may use, that idles most at the moment; ``None`` where nobody can say."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    mine = os.sched_getaffinity(0)
+    before = _idle_ticks()
+    time.sleep(LOOK_SECONDS)
+    idled = {core: ticks - before[core] for core, ticks in _idle_ticks().items() if core in mine and core in before}
+    return max(idled, key=lambda core: (idled[core], core), default=None)
+
+
+def _idle_ticks() -> dict[int, int]:
+    """Idle time of each core since the start, in the kernel's ticks; waiting for disks counts as idle."""
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+    except OSError:
+        return {}
+    rows = [line.split() for line in lines if line.startswith("cpu") and line[3:4].isdigit()]
+    return {int(row[0][3:]): int(row[4]) + int(row[5]) for row in rows}
 
 
 def environment() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from optimizer.runtime.jobs import run_model
+from optimizer.runtime.jobs import run_model, run_once
 from optimizer.runtime.providers import open_session
 
 Array = np.ndarray[Any, Any]
@@ -106,6 +106,21 @@ def _times(events: list[dict[str, Any]], runs: int) -> dict[str, list[Any]]:
         settled = whole[SETTLING_RUNS:] if len(whole) > SETTLING_RUNS else whole
         found[key] = [ops[key], float(np.median(settled)), calls]
     return found
+
+
+def who_ran(path: str, feeds: Feeds, provider: str, threads: int) -> dict[str, list[list[str]]]:
+    """Which provider ran each node of the runtime's graph in one run: [name, op] by provider, from the profile."""
+    with tempfile.TemporaryDirectory(prefix="lathe-") as folder:
+        session = open_session(path, provider, threads, profile=str(Path(folder) / "profile"))
+        run_once(session, feeds)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for event in events:
+        name = str(event.get("name", ""))
+        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
+            told = event["args"]
+            found[told.get("provider", "?")][name.removesuffix("_kernel_time")] = told.get("op_name", "?")
+    return {provider: [[name, op] for name, op in nodes.items()] for provider, nodes in found.items()}
 
 
 def switch(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -66,8 +67,15 @@ def check(path: str) -> str:
     return ""
 
 
-def begin_timing(path: str, feeds: Feeds, provider: str, threads: int, warm_up_ms: float) -> dict[str, Any]:
-    """Load one model for timing and warm it up. Returns load time, first-run time and the pace per run (ms)."""
+def begin_timing(
+    path: str, feeds: Feeds, provider: str, threads: int, warm_up_ms: float, core: int | None = None
+) -> dict[str, Any]:
+    """Load one model for timing and warm it up. Returns load time, first-run time and the pace per run (ms).
+
+    ``core`` is the only one that this process may use from now on, so that models which take turns share it.
+    """
+    if core is not None:
+        os.sched_setaffinity(0, {core})
     before = _resident()
     start = time.perf_counter()
     session = open_session(path, provider, threads)

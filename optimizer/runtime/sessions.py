@@ -51,10 +51,15 @@ def run(
 
 
 def begin_timing(
-    worker: Worker, path: Path, feed: dict[str, Array], site: Site, warm_up_ms: float = 150.0
+    worker: Worker,
+    path: Path,
+    feed: dict[str, Array],
+    site: Site,
+    warm_up_ms: float = 150.0,
+    core: int | None = None,
 ) -> dict[str, Any]:
     """Load one model in ``worker`` for timing; see :func:`optimizer.runtime.jobs.begin_timing`."""
     found: dict[str, Any] = worker.call(
-        JOBS + "begin_timing", path=str(path), feeds=feed, warm_up_ms=warm_up_ms, **site.plain()
+        JOBS + "begin_timing", path=str(path), feeds=feed, warm_up_ms=warm_up_ms, core=core, **site.plain()
     )
     return found

@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("optimizer.verify", "optimizer.measure"),
     ("optimizer.decide", "optimizer.report", "optimizer.package"),
     ("optimizer.workshop",),
-    ("optimizer.preflight", "optimizer.ship", "optimizer.climb"),
+    ("optimizer.preflight", "optimizer.ship", "optimizer.climb", "optimizer.gating"),
     ("optimizer.explore", "optimizer.explaining"),
     ("optimizer.compile",),
     ("optimizer.api",),
