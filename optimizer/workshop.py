@@ -33,6 +33,7 @@ from optimizer.runtime.sessions import Site
 from optimizer.source.open import Source, open_source
 from optimizer.source.user_code import UserFunction
 from optimizer.store.store import Store, key_of
+from optimizer.verify.adversaries import adversaries
 from optimizer.verify.apply import Builder, Candidate
 from optimizer.verify.verifier import Verifier
 from optimizer.workers.pool import warm_up
@@ -129,6 +130,7 @@ def open_bench(settings: Settings, watch: Watcher) -> Iterator[Bench]:
         world = World(target, settings.seed, site, store, key_of, samples)
         verifier = Verifier(site, store, probes(source, judging, bare, store, site))
         stack.callback(verifier.close)
+        add_adversaries(verifier, source.model, settings.seed)
         yield Bench(
             settings=settings,
             watch=watch,
@@ -396,6 +398,13 @@ def probes(source: Source, judging: Samples | None, bare: Samples, store: Store,
             fault.where = fault.where or source.where
             raise
     return found
+
+
+def add_adversaries(verifier: Verifier, source: Model, seed: int) -> None:
+    """Give ``verifier`` the adversarial feeds that the source runs on."""
+    ports, base = source.signature.inputs, verifier.probes[0]
+    tried = adversaries(ports, base, seed, source.weight_bytes())
+    verifier.adversaries, verifier.refused = verifier.tolerated(source, tried)
 
 
 def accepts(path: Path, feed: dict[str, Array], site: Site) -> bool:

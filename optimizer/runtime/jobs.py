@@ -54,11 +54,13 @@ def describe(path: str, provider: str, threads: int = 1) -> dict[str, Any]:
 
 
 def check(path: str) -> str:
-    """What ``onnx.checker`` objects to, or an empty text."""
+    """What ``onnx.checker`` and strict inference of types and shapes object to, or an empty text."""
     import onnx
 
     try:
         onnx.checker.check_model(path)
+        graph = onnx.load(path, load_external_data=False)
+        onnx.shape_inference.infer_shapes(graph, check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:
         lines = str(error).strip().splitlines()
         return lines[0] if lines else type(error).__name__

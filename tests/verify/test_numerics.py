@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from optimizer.verify.numerics import compare, noise
+from optimizer.verify.numerics import Slack, compare, slack
 from passes.kit.contract import Exactness
 
 A = np.linspace(-3, 3, 12, dtype=np.float32).reshape(3, 4)
 
 
 def faults(a: Any, b: Any, exactness: Exactness, allowed: float = 0.0) -> list[str]:
-    return [str(d) for d in compare([{"y": a}], [{"y": b}], exactness, {"y": allowed}) if not d.ok]
+    return [str(d) for d in compare([{"y": a}], [{"y": b}], exactness, [Slack({"y": allowed})]) if not d.ok]
 
 
 @pytest.mark.parametrize("exactness", list(Exactness))
@@ -31,7 +31,7 @@ def test_exact_means_bit_equal_and_nan_equals_nan() -> None:
 
 
 def test_numeric_allows_ten_times_the_noise_and_no_more() -> None:
-    allowed = noise([{"y": A}], [{"y": A + np.float32(1e-4)}])["y"]
+    allowed = slack([({"y": A}, {"y": A + np.float32(1e-4)})], {}).noise["y"]
     assert not faults(A, A + np.float32(9e-4), Exactness.NUMERIC, allowed)
     assert faults(A, A + np.float32(12e-4), Exactness.NUMERIC, allowed)
     assert not faults(A, A + np.float32(2e-6), Exactness.NUMERIC)
@@ -85,6 +85,6 @@ def test_maps_and_sequences_are_compared_inside() -> None:
 
 
 def test_a_missing_output_is_found_and_every_feed_counts() -> None:
-    assert [d for d in compare([{"y": A}], [{}], Exactness.LOSSY, {}) if not d.ok]
-    differences = compare([{"y": A}, {"y": A}], [{"y": A}, {"y": A + 1}], Exactness.NUMERIC, {})
+    assert [d for d in compare([{"y": A}], [{}], Exactness.LOSSY) if not d.ok]
+    differences = compare([{"y": A}, {"y": A}], [{"y": A}, {"y": A + 1}], Exactness.NUMERIC)
     assert not differences[0].ok and differences[0].worst == pytest.approx(1.0)
