@@ -113,16 +113,25 @@ def memory_peak() -> int:
 
 
 def apply_native(
-    path: str, recipe: str, target: dict[str, Any], seed: int, out: str, home: str, folders: list[str]
+    path: str,
+    recipe: str,
+    target: dict[str, Any],
+    seed: int,
+    out: str,
+    home: str,
+    folders: list[str],
+    forbidden: list[list[str]],
 ) -> dict[str, Any]:
     """Run one pass on the model at ``path``, where a crash costs this process alone; the result goes to ``out``.
 
     ``home`` is the pass class as ``module:Class``, found from ``folders`` when it is not one of ours. Such passes get
-    no door to the world: their context has a target and a seed only.
+    no door to the world: their context has a target and a seed only. ``forbidden`` are rewrites (rule, place) that it
+    must leave out.
     """
     import onnx
 
     from passes.catalogue import build, load
+    from passes.kit.context import Without
     from passes.kit.model import Model
     from passes.kit.recipe import Recipe
     from passes.kit.target import Target
@@ -132,7 +141,8 @@ def apply_native(
     sys.path.extend(folder for folder in folders if folder not in sys.path)
     found = load(home)
     (subject,) = build(Recipe.parse(recipe), {found.name: found})
-    result = subject(model, _Isolated(Target.from_toml(target), seed))
+    context = Without(_Isolated(Target.from_toml(target), seed), frozenset((rule, where) for rule, where in forbidden))
+    result = subject(model, context)
     if result.changes:
         Path(out).write_bytes(result.model.to_bytes())
     return {

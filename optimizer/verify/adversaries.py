@@ -159,7 +159,7 @@ def nudged(feed: Feed) -> dict[str, Array]:
         steps = rng.integers(1, 4, array.shape) * rng.choice((-1, 1), array.shape)
         unit = float(np.finfo(array.dtype).eps)
         with np.errstate(all="ignore"):
-            moved[name] = (array * (1 + steps * unit)).astype(array.dtype)
+            moved[name] = np.asarray(array * (1 + steps * unit)).astype(array.dtype)
     return moved
 
 

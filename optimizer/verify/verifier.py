@@ -22,6 +22,9 @@ from passes.kit.model import Model
 
 Array = np.ndarray[Any, Any]
 CHECK_SECONDS = 300.0
+KEPT_BYTES = 512 << 20
+"""Outputs that are remembered at once."""
+
 TRIED_SECONDS = 30.0
 """How long a model may take over an input that nobody gave it."""
 
@@ -41,8 +44,8 @@ class Verifier:
     """Compares models on ``probes`` (feeds): what the source runs on, the others must reproduce.
 
     ``adversaries`` are feeds that look for trouble (:mod:`optimizer.verify.adversaries`); those that the source does
-    not run on are no measure: :meth:`tolerated` keeps the others, ``refused`` names them. Outputs are remembered by model digest for as long
-    as the verifier lives. ``structural`` off skips the checker and the types, for showing what they find.
+    not run on are no measure: :meth:`tolerated` keeps the others, ``refused`` names them. Outputs are remembered by
+    model digest, up to :data:`KEPT_BYTES`. ``structural`` off skips the checker and the types, to show what they find.
     """
 
     site: Site
@@ -163,7 +166,19 @@ class Verifier:
                 "run_model", CHECK_SECONDS, path=path, feeds=feeds, optimize=optimize, **self.site.plain()
             )
             self._outputs.update({(digest, optimize, i, nudge): out for i, out in zip(missing, made, strict=True)})
-        return [self._outputs[digest, optimize, i, nudge] for i in which]
+        found = [self._outputs[digest, optimize, i, nudge] for i in which]
+        self._forget()
+        return found
+
+    def _forget(self) -> None:
+        """Let the oldest outputs go when there are too many."""
+        sizes = {key: sum(getattr(v, "nbytes", 0) for v in out.values()) for key, out in self._outputs.items()}
+        total = sum(sizes.values())
+        for key, size in sizes.items():
+            if total <= KEPT_BYTES:
+                return
+            del self._outputs[key]
+            total -= size
 
     def _objection(self, model: Model) -> str:
         key = model.digest()

@@ -206,7 +206,8 @@ MUTATIONS: tuple[Mutation, ...] = (
              lambda h: h.set("Gemm", beta=1.0), ROWS, {"w": _w(8, 8), "c": _w(8)}),
     Mutation("layernorm-epsilon", REAL, _NORM, lambda h: h.set("LayerNormalization", epsilon=1e-3), ROWS,
              {"g": _w(8), "b": _w(8)}),
-    Mutation("gelu-tanh-for-erf", REAL, _UNARY.format("y = Gelu(x)"), lambda h: h.set("Gelu", approximate="tanh"), ROWS),
+    Mutation("gelu-tanh-for-erf", REAL, _UNARY.format("y = Gelu(x)"),
+             lambda h: h.set("Gelu", approximate="tanh"), ROWS),
     Mutation("keepdims-lost", REAL, "(float[n, 4, 6] x) => (float[n, a, b] y) { y = ReduceMax<keepdims = 1>(x, axes) }",
              lambda h: h.set("ReduceMax", keepdims=0), _x(2, 4, 6), {"axes": np.array([1])}),
     Mutation("ceil-mode", REAL, "(float[n, 4, 5, 5] x) => (float[n, 4, h, w] y) "
