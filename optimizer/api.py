@@ -21,6 +21,7 @@ from optimizer import __version__
 from optimizer.compile import compile_settings
 from optimizer.data.metrics import Metric
 from optimizer.data.samples import Samples
+from optimizer.debugging import bisect, reduce
 from optimizer.explaining import explain_settings
 from optimizer.faults import Fault, usage
 from optimizer.measure import bench
@@ -57,6 +58,7 @@ __all__ = [
     "BenchmarkReport",
     "ExportReport",
     "benchmark",
+    "bisect",
     "cache_entries",
     "cache_prune",
     "compile",
@@ -67,6 +69,7 @@ __all__ = [
     "inspect",
     "passes_list",
     "plan",
+    "reduce",
     "verify",
 ]
 

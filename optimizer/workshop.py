@@ -301,6 +301,13 @@ def complete(parts: Mapping[str, Samples], seed: int) -> Splits:
     return Splits(calibrate, only.take(np.sort(order[:third])), only.take(np.sort(order[third:])), (note,))
 
 
+def read_unjudged(text: str, settings: Settings, source: Source, store: Store, stack: ExitStack) -> Samples:
+    """Samples that models are only compared on: NaN and infinities are what they are."""
+    if ":" in text and not Path(text).exists():
+        return read_samples(text, settings, source, store, stack)
+    return read(Path(text), source.model.signature.inputs, scratch=store.scratch, nan_ok=True)
+
+
 def read_samples(text: str, settings: Settings, source: Source, store: Store, stack: ExitStack) -> Samples:
     """Samples from a path or from the user's reader."""
     inputs = source.model.signature.inputs

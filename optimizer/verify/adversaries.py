@@ -117,7 +117,7 @@ def _filled(array: Array, number: int) -> Array:
 
 def _corners(array: Array, rng: np.random.Generator) -> Array:
     """Every corner, in an order that is not the same in every row."""
-    picks = np.concatenate([rng.permutation(CORNERS) for _ in range(-(-array.size // len(CORNERS)))] or [[]])
+    picks = np.concatenate([rng.permutation(CORNERS) for _ in range(array.size // len(CORNERS) + 1)])
     return picks[: array.size].reshape(array.shape).astype(array.dtype)
 
 

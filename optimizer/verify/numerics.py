@@ -74,7 +74,7 @@ def slack(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], steps: Ma
     loose: dict[str, Array] = {}
     for one, other in runs:
         for name, a in one.items():
-            b = other.get(name)
+            b = np.asarray(other.get(name))
             if not _comparable(a, b):
                 continue
             apart = _apart(a, b)

@@ -27,8 +27,9 @@ LARGEST_FOLD = 1 << 20
 
 # fmt: off
 _EVALUATED = (
-    "Abs", "Add", "And", "Cast", "Ceil", "Concat", "Div", "Equal", "Flatten", "Floor", "Gather", "Greater", "Less", "Max",
-    "Min", "Mul", "Neg", "Not", "Or", "Reciprocal", "Reshape", "Slice", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
+    "Abs", "Add", "And", "Cast", "Ceil", "Concat", "Div", "Equal", "Flatten", "Floor",
+    "Gather", "Greater", "Less", "Max", "Min", "Mul", "Neg", "Not", "Or", "Reciprocal",
+    "Reshape", "Slice", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
 )
 # fmt: on
 """Operators whose result is never much larger than what goes in."""

@@ -62,12 +62,13 @@ def first_difference(left: Model, right: Model, feed: Feed, run: Run, tolerance:
     """
     mine, theirs = _made(left), _made(right)
     names = [name for name in theirs if name in mine]
+    names += [str(o.name) for o in right.graph.outputs if o.name not in names]
     a, b = run(left, feed, names), run(right, feed, names)
     agreeing: list[str] = []
     for name in names:
         difference = _apart(name, a[name], b[name], tolerance)
         if not difference.ok:
-            return Split(name, difference, _told(mine[name]), _told(theirs[name]), len(names), tuple(agreeing))
+            return Split(name, difference, _told(mine.get(name)), _told(theirs.get(name)), len(names), tuple(agreeing))
         if isinstance(a[name], np.ndarray):
             agreeing.append(name)
     return None
@@ -103,13 +104,15 @@ def _made(model: Model) -> dict[str, ir.Node]:
     return {str(o.name): node for node in model.graph for o in node.outputs if o.name}
 
 
-def _told(node: ir.Node) -> str:
+def _told(node: ir.Node | None) -> str:
+    if node is None:
+        return "no node"
     return f"{node.op_type} '{node.name}'" if node.name else node.op_type
 
 
 def _value(model: Model, name: str) -> ir.Value:
-    node = _made(model)[name]
-    return next(o for o in node.outputs if o.name == name)
+    values = (*(o for node in model.graph for o in node.outputs), *model.graph.outputs)
+    return next(v for v in values if v.name == name)
 
 
 def _borders(value: ir.Value, known: set[str]) -> set[str]:
