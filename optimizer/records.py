@@ -183,6 +183,16 @@ class BenchmarkRow:
 
 
 @dataclass(frozen=True)
+class CheckedOn:
+    """The inputs that every pass was checked on: how many real (or made-up) ones, the names of the adversarial ones,
+    and of those that are no measure because the source itself does not run on them."""
+
+    real: int
+    adversarial: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Record:
     """The single truth of a compile, which every report renders."""
 
@@ -206,6 +216,7 @@ class Record:
     error: Mapping[str, str] | None = None
     frontier: tuple[FrontierPoint, ...] = ()
     sensitivity: Sensitivity | None = None
+    checked_on: CheckedOn | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The object that ``--json`` prints."""

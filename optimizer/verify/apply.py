@@ -34,6 +34,7 @@ from passes.kit.model import Model
 from passes.kit.recipe import Recipe
 
 NATIVE_SECONDS = 600.0
+REPRODUCERS = "reproducers"
 WORKING_COPIES = 4
 """Copies of the weights that a pass may hold at once: input, fork, float64 arithmetic, serialized form."""
 
@@ -214,11 +215,11 @@ class Builder:
             pair = reduce(model, culprit.shown_by, feed, self._values, tolerance)
             if pair is None:
                 return ""
-            folder = self.store.root / "reproducers" / folder_name(subject.name, culprit.site, pair)
-            write(folder, pair, f"{subject.name}, {culprit}", tolerance)
+            name = folder_name(subject.name, culprit.site, pair)
+            write(self.store.root / REPRODUCERS / name, pair, f"{subject.name}, {culprit}", tolerance)
         except Exception:
             return ""  # the verdict stands without the folder
-        return f" (reproducer: {folder}, {pair.nodes} nodes)"
+        return f" (reproducer: {REPRODUCERS}/{name} in the cache folder, {pair.nodes} nodes)"
 
     def _values(self, model: Model, feed: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any]:
         return self.world.run(model, [feed], names)[0]

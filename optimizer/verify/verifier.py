@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from optimizer.faults import Fault
+from optimizer.records import CheckedOn
 from optimizer.runtime import sessions
 from optimizer.runtime.sessions import JOBS, Site
 from optimizer.store.store import Store
@@ -62,6 +63,10 @@ class Verifier:
         """The real feeds, then the adversarial ones."""
         real = [Probe(f"real {i}", Kind.REAL, feed) for i, feed in enumerate(self.probes)]
         return [*real, *self.adversaries]
+
+    def checked_on(self) -> CheckedOn:
+        """What the verdicts rest on, for the record."""
+        return CheckedOn(len(self.probes), tuple(p.name for p in self.adversaries), tuple(self.refused))
 
     def tolerated(self, source: Model, tried: Sequence[Probe]) -> tuple[list[Probe], list[str]]:
         """The feeds of ``tried`` that ``source`` runs on, with the runtime's optimizer off and on, and the names of

@@ -88,9 +88,9 @@ def test_the_compile_goes_on_without_the_wrong_rewrite_alone(builder: Builder) -
 def test_the_reproducer_holds_a_few_nodes_and_shows_the_fault(builder: Builder) -> None:
     (note,) = builder.build(chain(), Recipe.parse('drop-negs{spoiled=["b5"]}')).notes
     (told,) = note.left_out
-    match = re.search(r"reproducer: (.+), (\d+) nodes", told)
+    match = re.search(r"reproducer: (.+) in the cache folder, (\d+) nodes", told)
     assert match and int(match[2]) <= 3
-    folder = Path(match[1])
+    folder = builder.store.root / match[1]
     assert {p.name for p in folder.iterdir()} == {"before.onnx", "after.onnx", "feed.npz", "README.txt"}
     assert "lathe debug bisect before.onnx after.onnx --data feed.npz" in (folder / "README.txt").read_text()
     feed = {name: array[0] for name, array in np.load(folder / "feed.npz").items()}
