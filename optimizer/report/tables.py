@@ -98,7 +98,7 @@ def inspection(found: Inspection) -> RenderableType:
 
 def pass_notes(notes: Sequence[PassNote]) -> RenderableType:
     """What each pass would do."""
-    rows = [(n.name, n.exactness, _would(n), n.fault or _few(n.skips, 3)) for n in notes]
+    rows = [(n.name, n.exactness, _would(n), n.fault or _few((*n.left_out, *n.skips), 3)) for n in notes]
     return table(("pass", "promise", "would do", "remarks"), rows, last_wide=True)
 
 

@@ -185,7 +185,12 @@ class Builder:
         return _Attempt(result, worst=check.worst)
 
     def _rescued(self, model: Model, text: str, subject: Pass, faulty: PassResult) -> _Attempt | None:
-        """What the pass gives without its wrong rewrites, each with a reproducer; ``None`` when they are not found."""
+        """What the pass gives without its wrong rewrites, each with a reproducer; ``None`` when they are not found.
+
+        Native code has no sites to leave out, and where a pass spends quality its layers are the search's to choose.
+        """
+        if subject.native or subject.exactness is Exactness.LOSSY:
+            return None
 
         def run(sites: frozenset[Site]) -> PassResult:
             return self._applied(model, text, subject, sites)
