@@ -56,7 +56,13 @@ def count(before: Model, result: PassResult) -> Counts:
     doubtful = unproved(before, result.model)
     if not doubtful:
         return Counts(proved=len(result.changes))
-    main = {place(n): n for n in before.graph} | {str(o.name): n for n in before.graph for o in n.outputs}
+    main = {place(n): list(n.outputs) for n in before.graph}
+    main |= {str(o.name): [o] for n in before.graph for o in n.outputs}
+    main |= {
+        str(v.name): [o for u in v.uses() for o in u.node.outputs]
+        for v in before.graph.initializers.values()
+        if all(u.node.graph is before.graph for u in v.uses())
+    }
     shared = {str(o.name) for n in result.model.graph for o in n.outputs}
     nested = {place(n) for g in list(before.graphs())[1:] for n in g}
     proved = sum(_is_proved(c, main, shared, doubtful) for c in result.changes)
@@ -64,11 +70,10 @@ def count(before: Model, result: PassResult) -> Counts:
     return Counts(proved, len(result.changes) - proved - inner, inner)
 
 
-def _is_proved(change: Change, main: Mapping[str, ir.Node], shared: set[str], doubtful: set[str]) -> bool:
-    node = main.get(change.where)
-    if node is None:
+def _is_proved(change: Change, main: Mapping[str, list[ir.Value]], shared: set[str], doubtful: set[str]) -> bool:
+    if change.where not in main:
         return False
-    todo, seen = list(node.outputs), set()
+    todo, seen = list(main[change.where]), set()
     while todo:
         value = todo.pop()
         if value in seen:
@@ -79,8 +84,8 @@ def _is_proved(change: Change, main: Mapping[str, ir.Node], shared: set[str], do
                 return False
             continue
         for use in value.uses():
-            if use.node.graph is not node.graph:
-                return False
+            if use.node.graph is not value.graph:
+                return False  # into a branch or a loop body
             todo.extend(use.node.outputs)
     return True
 
@@ -127,7 +132,8 @@ class _Forms:
         return self._found[value]
 
     def _form(self, value: ir.Value) -> str:
-        held = None if value.is_graph_input() else ir.convenience.get_const_tensor(value)
+        # An initializer that an old file lists as an input, too, is no part of the signature: it is what it holds.
+        held = value.const_value or ir.convenience.get_const_tensor(value)
         if held is not None:
             return f"constant {tensor_digest(held)}"
         if (array := self._constant(value)) is not None:
