@@ -114,7 +114,10 @@ def compare(
     for i, (a, b) in enumerate(zip(before, after, strict=True)):
         mine = slacks[i] if slacks else Slack()
         for name in a:
-            found = _difference(name, a[name], b.get(name), exactness, mine)
+            if name in b:
+                found = _difference(name, a[name], b[name], exactness, mine)
+            else:
+                found = Difference(name, np.inf, 0.0, "is missing")
             found = replace(found, probe=probes[i]) if probes else found
             known = worst.get(name)
             if known is None or (known.ok and (not found.ok or _excess(found) > _excess(known))):
@@ -127,8 +130,6 @@ def _excess(difference: Difference) -> float:
 
 
 def _difference(name: str, a: Any, b: Any, exactness: Exactness, slack: Slack) -> Difference:
-    if b is None:
-        return Difference(name, np.inf, 0.0, "is missing")
     if not isinstance(a, np.ndarray) or a.dtype == object:
         same = exactness is Exactness.LOSSY or _plain_equal(a, b)
         return Difference(name, 0.0 if same else np.inf, 0.0, "" if same else "is not equal")
@@ -184,7 +185,9 @@ def _gap(a: Any, b: Any) -> float:
 
 
 def _plain_equal(a: Any, b: Any) -> bool:
-    """Sequences, maps and text, with rounding room in their numbers."""
+    """Sequences, maps, text and empty optionals, with rounding room in their numbers."""
+    if a is None or b is None:
+        return a is b
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_plain_equal(a[k], b[k]) for k in a)
     if isinstance(a, np.ndarray) and a.dtype == object:

@@ -86,6 +86,11 @@ def test_maps_and_sequences_are_compared_inside() -> None:
     assert faults(a, [], Exactness.NUMERIC)
 
 
+def test_an_optional_output_that_is_empty_in_both_holds() -> None:
+    assert not faults(None, None, Exactness.EXACT)
+    assert faults(A, None, Exactness.EXACT) and faults(None, A, Exactness.NUMERIC)
+
+
 def test_a_missing_output_is_found_and_every_feed_counts() -> None:
     assert [d for d in compare([{"y": A}], [{}], Exactness.LOSSY) if not d.ok]
     differences = compare([{"y": A}, {"y": A}], [{"y": A}, {"y": A + 1}], Exactness.NUMERIC)
