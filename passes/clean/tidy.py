@@ -111,9 +111,8 @@ def _unlist(fork: Model, edit: Edit) -> None:
         fork.graph.inputs.remove(value)
         if is_free(value) and value.name:
             fork.graph.initializers.pop(value.name)
-    if listed and fork.ir.ir_version < UNLISTED_INITIALIZERS_IR:
-        edit.change("ir-version", "model", f"{fork.ir.ir_version} -> {UNLISTED_INITIALIZERS_IR}")
-        fork.ir.ir_version = UNLISTED_INITIALIZERS_IR
+    if listed:  # part of each of them, not a change that could be left out alone
+        fork.ir.ir_version = max(fork.ir.ir_version, UNLISTED_INITIALIZERS_IR)
 
 
 def _drop_functions(fork: Model, edit: Edit) -> None:
@@ -125,5 +124,7 @@ def _drop_functions(fork: Model, edit: Edit) -> None:
         used.add(key)
         todo |= {n.op_identifier() for n in fork.ir.functions[key].all_nodes()} & set(fork.ir.functions) - used
     for key in [k for k in fork.ir.functions if k not in used]:
-        edit.change("dead-function", "::".join(part for part in key if part))
-        fork.ir.functions.pop(key)
+        where = "::".join(part for part in key if part)
+        if edit.allows("dead-function", where):
+            edit.change("dead-function", where)
+            fork.ir.functions.pop(key)
