@@ -21,6 +21,7 @@ from optimizer import __version__, gating
 from optimizer.compile import compile_settings
 from optimizer.data.metrics import Metric
 from optimizer.data.samples import Samples
+from optimizer.debugging import bisect, reduce
 from optimizer.decide.policy import Policy
 from optimizer.decide.policy import write as write_policy
 from optimizer.explaining import explain_settings
@@ -60,6 +61,7 @@ __all__ = [
     "BenchmarkReport",
     "ExportReport",
     "benchmark",
+    "bisect",
     "cache_entries",
     "cache_prune",
     "compile",
@@ -72,6 +74,7 @@ __all__ = [
     "inspect",
     "passes_list",
     "plan",
+    "reduce",
     "verify",
 ]
 

@@ -148,7 +148,7 @@ def seconds_of(bench: Bench, recipe: Recipe, run: float) -> float:
     """Passes and their checks, quality on the select split, a quick race against the baseline."""
     race = quick(bench.settings.seconds)
     weight = bench.source.model.weight_bytes() / 1e6 * PASS_SECONDS_PER_MB
-    per_pass = PASS_SECONDS + weight + SESSION_SECONDS + run * 4 * len(bench.builder.verifier.probes)
+    per_pass = PASS_SECONDS + weight + SESSION_SECONDS + run * 4 * len(bench.builder.verifier.all_probes())
     judged = len(bench.splits.select) * run if bench.splits and bench.judged else 0.0
     calibrated = len(bench.splits.calibrate) * run if bench.splits and "static" in recipe.text() else 0.0
     return len(recipe.steps) * per_pass + judged + calibrated + 2 * race.seconds + 2 * race.restarts * SESSION_SECONDS

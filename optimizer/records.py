@@ -93,7 +93,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class PassNote:
-    """What one pass did inside a recipe. ``exactness`` is the promise it was verified against."""
+    """What one pass did inside a recipe. ``exactness`` is the promise it was verified against.
+
+    ``left_out`` names single rewrites that were found to be wrong: the pass went on without them. ``proved`` rewrites
+    follow from the structure of the graph, ``tested`` ones held on every input, ``unreached`` ones stand where no
+    input is known to lead (:mod:`optimizer.verify.proofs`).
+    """
 
     name: str
     exactness: str
@@ -102,6 +107,10 @@ class PassNote:
     skips: tuple[str, ...] = ()
     fault: str = ""
     worst_difference: float | None = None
+    left_out: tuple[str, ...] = ()
+    proved: int = 0
+    tested: int = 0
+    unreached: int = 0
 
 
 @dataclass(frozen=True)
@@ -235,6 +244,16 @@ class GateRecord:
 
 
 @dataclass(frozen=True)
+class CheckedOn:
+    """The inputs that every pass was checked on: how many real (or made-up) ones, the names of the adversarial ones,
+    and of those that are no measure because the source itself does not run on them."""
+
+    real: int
+    adversarial: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Record:
     """The single truth of a compile, which every report renders."""
 
@@ -258,6 +277,7 @@ class Record:
     error: Mapping[str, str] | None = None
     frontier: tuple[FrontierPoint, ...] = ()
     sensitivity: Sensitivity | None = None
+    checked_on: CheckedOn | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The object that ``--json`` prints."""

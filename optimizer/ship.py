@@ -140,6 +140,7 @@ def record_of(bench: Bench, choice: Choice, steps: Sequence[Step], warnings: Seq
         confirm=choice.verdict,
         environment=hardware.environment(),
         seconds=seconds,
+        checked_on=bench.builder.verifier.checked_on(),
     )
 
 

@@ -33,6 +33,7 @@ from optimizer.runtime.sessions import Site
 from optimizer.source.open import Source, open_source
 from optimizer.source.user_code import UserFunction
 from optimizer.store.store import Store, key_of
+from optimizer.verify.adversaries import adversaries
 from optimizer.verify.apply import Builder, Candidate
 from optimizer.verify.verifier import Verifier
 from optimizer.workers.pool import warm_up
@@ -129,6 +130,7 @@ def open_bench(settings: Settings, watch: Watcher) -> Iterator[Bench]:
         world = World(target, settings.seed, site, store, key_of, samples)
         verifier = Verifier(site, store, probes(source, judging, bare, store, site))
         stack.callback(verifier.close)
+        add_adversaries(verifier, source.model, settings.seed)
         yield Bench(
             settings=settings,
             watch=watch,
@@ -299,6 +301,13 @@ def complete(parts: Mapping[str, Samples], seed: int) -> Splits:
     return Splits(calibrate, only.take(np.sort(order[:third])), only.take(np.sort(order[third:])), (note,))
 
 
+def read_unjudged(text: str, settings: Settings, source: Source, store: Store, stack: ExitStack) -> Samples:
+    """Samples that models are only compared on: NaN and infinities are what they are."""
+    if ":" in text and not Path(text).exists():
+        return read_samples(text, settings, source, store, stack)
+    return read(Path(text), source.model.signature.inputs, scratch=store.scratch, nan_ok=True)
+
+
 def read_samples(text: str, settings: Settings, source: Source, store: Store, stack: ExitStack) -> Samples:
     """Samples from a path or from the user's reader."""
     inputs = source.model.signature.inputs
@@ -396,6 +405,13 @@ def probes(source: Source, judging: Samples | None, bare: Samples, store: Store,
             fault.where = fault.where or source.where
             raise
     return found
+
+
+def add_adversaries(verifier: Verifier, source: Model, seed: int) -> None:
+    """Give ``verifier`` the adversarial feeds that the source runs on."""
+    ports, base = source.signature.inputs, verifier.probes[0]
+    tried = adversaries(ports, base, seed, source.weight_bytes())
+    verifier.adversaries, verifier.refused = verifier.tolerated(source, tried)
 
 
 def accepts(path: Path, feed: dict[str, Array], site: Site) -> bool:

@@ -25,6 +25,7 @@ VERBS: dict[str, str] = {
     "explain": "Say what quantization costs a model layer by layer, and what to try next.",
     "export": "Turn a PyTorch model into ONNX and measure that both agree.",
     "passes": "List the passes, or show the page of one.",
+    "debug": "Find where two models part, and the smallest part that shows it.",
     "doctor": "Say what this machine can run, and what to mend.",
     "cache": "List, prune or locate the cache.",
 }

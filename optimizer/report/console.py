@@ -42,6 +42,8 @@ def closing(record: Record) -> RenderableType:
         parts += [title(text), table(frontier.LAYER_HEAD, frontier.layer_rows(record.sensitivity)[:5], right=(1, 2))]
     if record.confirm and record.confirm.reason:
         parts.append(line("why", record.confirm.reason))
+    if checks := words.checks(record):
+        parts.append(line("checked", checks))
     parts += [line("warning", warning, "yellow") for warning in record.warnings]
     if record.artifact:
         parts.append(line("artifact", record.artifact))

@@ -58,6 +58,8 @@ def _what_ships(record: Record) -> str:
     if notes:
         rows = [(n.name, n.exactness, str(n.changes), _remarks(n)) for n in notes]
         text += "\n\n" + table(("pass", "promise", "changes", "remarks"), rows)
+    if checks := words.checks(record):
+        text += _escape(f"\n\nChecked: {checks}.")
     return text
 
 
@@ -71,8 +73,9 @@ def _why(record: Record, verdict: Verdict) -> str:
 def _remarks(note: PassNote) -> str:
     if note.fault:
         return f"left out: {note.fault}"
-    shown = "; ".join(note.skips[:3])
-    return f"{shown}; and {len(note.skips) - 3} more" if len(note.skips) > 3 else shown
+    texts = (*(f"left out: {text}" for text in note.left_out), *note.skips)
+    shown = "; ".join(texts[:3])
+    return f"{shown}; and {len(texts) - 3} more" if len(texts) > 3 else shown
 
 
 def _tried(steps: Sequence[Step]) -> str:

@@ -19,6 +19,31 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Bisection:
+    """Where two models part: the first value that differs, the nodes that make it, on which feed and by how much.
+
+    ``values`` counts the named values that both have, ``agreeing`` those before the first difference; ``nodes`` is how
+    many nodes the reduced pair in ``folder`` has, when one was asked for.
+    """
+
+    left: str
+    right: str
+    agree: bool
+    feeds: int
+    tolerance: float
+    values: int = 0
+    agreeing: int = 0
+    feed: str = ""
+    value: str = ""
+    difference: str = ""
+    left_node: str = ""
+    right_node: str = ""
+    folder: str = ""
+    nodes: int | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Doctor:
     """What this machine can run. ``features`` are the CPU features that targets ask for and this CPU has,
     ``missing`` optional packages with the line that installs them."""

@@ -12,7 +12,7 @@ from optimizer.records import PassNote
 from optimizer.report import words
 from optimizer.report.console import line, table, title
 from optimizer.report.inspection import Inspection
-from optimizer.report.nouns import Checked, Doctor, Exported, Kept, Row
+from optimizer.report.nouns import Bisection, Checked, Doctor, Exported, Kept, Row
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -98,7 +98,7 @@ def inspection(found: Inspection) -> RenderableType:
 
 def pass_notes(notes: Sequence[PassNote]) -> RenderableType:
     """What each pass would do."""
-    rows = [(n.name, n.exactness, _would(n), n.fault or _few(n.skips, 3)) for n in notes]
+    rows = [(n.name, n.exactness, _would(n), n.fault or _few((*n.left_out, *n.skips), 3)) for n in notes]
     return table(("pass", "promise", "would do", "remarks"), rows, last_wide=True)
 
 
@@ -132,6 +132,26 @@ def _work(found: Inspection) -> str:
     if found.work.unknown:
         text += "; not counted: " + ", ".join(f"{n} {op}" for op, n in found.work.unknown.items())
     return text
+
+
+def bisection(found: Bisection) -> RenderableType:
+    """Where two models part, and what shows it."""
+    from rich.console import Group
+    from rich.text import Text
+
+    notes = [line("warning", w, "yellow") for w in found.warnings]
+    feeds = f"{found.feeds} input{'s' if found.feeds != 1 else ''}"
+    if found.agree:
+        text = f"{found.left} and {found.right} agree on {feeds} (tolerance {found.tolerance:g})"
+        return Group(Text(text, "bold green"), *notes)
+    parts: list[RenderableType] = [Text(f"{found.left} and {found.right} part at '{found.value}'", "bold red")]
+    parts.append(line("difference", f"{found.difference}, on {found.feed}"))
+    parts += [line("first", found.left_node), line("second", found.right_node)]
+    parts.append(line("before it", f"{found.agreeing} of {found.values} common values agree"))
+    if found.folder:
+        nodes = f"{found.nodes} node{'s' if found.nodes != 1 else ''}"
+        parts.append(line("reduced", f"to {nodes} in {found.folder}"))
+    return Group(*parts, *notes)
 
 
 def checked(report: Checked) -> RenderableType:

@@ -161,7 +161,24 @@ def step_cells(step: Step, separator: str = ", ") -> tuple[str, str, str, str]:
     why = step.verdict.reason + (f"; {step.verdict.need}" if step.verdict.need else "")
     faults = [f"{n.name} was left out: {n.fault}" for n in step.passes if n.fault and n.fault not in why]
     label, judgement = step.label or step.recipe, str(step.verdict.judgement)
+    faults += [f"{n.name} was kept without {text}" for n in step.passes for text in n.left_out]
     return label, judgement, separator.join(filter(None, measured)), "; ".join(filter(None, [why, *faults]))
+
+
+def checks(record: Record) -> str:
+    """How the lossless rewrites of what ships are known to be right, in one line; empty when there are none."""
+    notes = next((s.passes for s in reversed(record.steps) if s.recipe == record.recipe and s.passes), ())
+    proved, tested = sum(n.proved for n in notes), sum(n.tested for n in notes)
+    unreached = sum(n.unreached for n in notes)
+    inputs = record.checked_on
+    if not (proved or tested or unreached) or inputs is None:
+        return ""
+    parts = [f"{proved} proved", f"{tested} tested"]
+    if unreached:
+        parts.append(f"{unreached} where no input is known to lead")
+    refused = f"; the source does not run on: {', '.join(inputs.refused)}" if inputs.refused else ""
+    fed = f"on {inputs.real} ordinary and {len(inputs.adversarial)} adversarial inputs{refused}"
+    return f"{proved + tested + unreached} lossless rewrites: {', '.join(parts)} {fed}"
 
 
 def source_name(record: Record) -> str:

@@ -56,7 +56,7 @@ def describe(path: str, provider: str, threads: int = 1) -> dict[str, Any]:
 
 
 def check(path: str) -> str:
-    """What ``onnx.checker`` objects to, or an empty text."""
+    """What ``onnx.checker`` objects to, or a declared type or shape that inference contradicts, or an empty text."""
     import onnx
 
     try:
@@ -64,7 +64,43 @@ def check(path: str) -> str:
     except Exception as error:
         lines = str(error).strip().splitlines()
         return lines[0] if lines else type(error).__name__
+    return _contradiction(onnx.load(path, load_external_data=False))
+
+
+def _contradiction(model: Any) -> str:
+    """The first value of the main graph whose declared type or shape is not what follows from the inputs.
+
+    What inference cannot tell is no objection: it knows more of some models than of others, not only of wrong ones.
+    """
+    import onnx
+
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    bare.graph.ClearField("value_info")
+    for output in bare.graph.output:
+        if output.type.HasField("tensor_type"):
+            output.type.tensor_type.ClearField("shape")
+    try:
+        found = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
+    except Exception:
+        return ""
+    inferred = {v.name: v.type.tensor_type for v in (*found.value_info, *found.output)}
+    for value in (*model.graph.value_info, *model.graph.output):
+        kind = inferred.get(value.name)
+        if kind is not None and not _fits(value.type.tensor_type, kind):
+            return f"'{value.name}' is declared to have another type or shape than the operators give it"
     return ""
+
+
+def _fits(declared: Any, inferred: Any) -> bool:
+    if declared.elem_type and inferred.elem_type and declared.elem_type != inferred.elem_type:
+        return False
+    if not (declared.HasField("shape") and inferred.HasField("shape")):
+        return True
+    dims = [[d.dim_value if d.HasField("dim_value") else None for d in s.shape.dim] for s in (declared, inferred)]
+    if len(dims[0]) != len(dims[1]):
+        return False
+    return all(a is None or b is None or a == b for a, b in zip(*dims, strict=True))
 
 
 def begin_timing(
@@ -120,16 +156,25 @@ def memory_peak() -> int:
 
 
 def apply_native(
-    path: str, recipe: str, target: dict[str, Any], seed: int, out: str, home: str, folders: list[str]
+    path: str,
+    recipe: str,
+    target: dict[str, Any],
+    seed: int,
+    out: str,
+    home: str,
+    folders: list[str],
+    forbidden: list[list[str]],
 ) -> dict[str, Any]:
     """Run one pass on the model at ``path``, where a crash costs this process alone; the result goes to ``out``.
 
     ``home`` is the pass class as ``module:Class``, found from ``folders`` when it is not one of ours. Such passes get
-    no door to the world: their context has a target and a seed only.
+    no door to the world: their context has a target and a seed only. ``forbidden`` are rewrites (rule, place) that it
+    must leave out.
     """
     import onnx
 
     from passes.catalogue import build, load
+    from passes.kit.context import Without
     from passes.kit.model import Model
     from passes.kit.recipe import Recipe
     from passes.kit.target import Target
@@ -139,7 +184,8 @@ def apply_native(
     sys.path.extend(folder for folder in folders if folder not in sys.path)
     found = load(home)
     (subject,) = build(Recipe.parse(recipe), {found.name: found})
-    result = subject(model, _Isolated(Target.from_toml(target), seed))
+    context = Without(_Isolated(Target.from_toml(target), seed), frozenset((rule, where) for rule, where in forbidden))
+    result = subject(model, context)
     if result.changes:
         Path(out).write_bytes(result.model.to_bytes())
     return {

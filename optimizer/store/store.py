@@ -149,7 +149,13 @@ class Store:
     # -- housekeeping --------------------------------------------------------------------------------------------
     def entries(self) -> list[Entry]:
         """Every kept file, least recently used first. Counts of looks are never pruned and not listed."""
-        kinds = {"graphs": "graph", "blobs": "weights", "answers": "answer", "scratch": "data"}
+        kinds = {
+            "graphs": "graph",
+            "blobs": "weights",
+            "answers": "answer",
+            "scratch": "data",
+            "reproducers": "reproducer",
+        }
         found = []
         for path in self.root.rglob("*"):
             kind = kinds.get(path.relative_to(self.root).parts[0], "")

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -21,15 +21,20 @@ from optimizer.runtime.hardware import available_memory
 from optimizer.runtime.jobs import ASKS_THE_WORLD
 from optimizer.runtime.sessions import JOBS
 from optimizer.store.store import Store, key_of
+from optimizer.verify.culprits import Culprit, without_culprits
+from optimizer.verify.proofs import Counts, count
+from optimizer.verify.reduce import TOLERANCE, reduce
+from optimizer.verify.reproduce import folder_name, write
 from optimizer.verify.verifier import Verifier
 from optimizer.workers.pool import CallFailed, WorkerDied
 from passes import catalogue
-from passes.kit.context import NoData
+from passes.kit.context import NoData, Site, Without
 from passes.kit.contract import Change, Exactness, Pass, PassResult, Skip
 from passes.kit.model import Model
 from passes.kit.recipe import Recipe
 
 NATIVE_SECONDS = 600.0
+REPRODUCERS = "reproducers"
 WORKING_COPIES = 4
 """Copies of the weights that a pass may hold at once: input, fork, float64 arithmetic, serialized form."""
 
@@ -51,8 +56,9 @@ class Candidate:
         return tuple(n for n in self.notes if n.fault)
 
     def fault_lines(self) -> tuple[str, ...]:
-        """One line for each pass that was left out."""
-        return tuple(f"{n.name} was left out: {n.fault}" for n in self.faults)
+        """One line for each pass, and for each single rewrite, that was left out."""
+        single = tuple(f"{n.name} was kept without {text}" for n in self.notes for text in n.left_out)
+        return (*(f"{n.name} was left out: {n.fault}" for n in self.faults), *single)
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,16 @@ class _Link:
     model: Model
     note: PassNote
     exactness: Exactness
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """What became of one pass: its result, or the model as it was with the fault in words."""
+
+    result: PassResult
+    fault: str = ""
+    worst: float | None = None
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass
@@ -128,54 +144,106 @@ class Builder:
         if kept is not None and (known := self._recall(kept, model)) is not None:
             return known
         start, asked = time.monotonic(), len(self.world.answered)
-        result, fault, worst = self._attempt(model, text, subject)
+        done = self._attempt(model, text, subject)
+        result = done.result
+        counted = count(model, result) if subject.exactness is not Exactness.LOSSY and result.changes else Counts()
         note = PassNote(
             subject.name,
             subject.exactness.value,
             len(result.changes),
             time.monotonic() - start,
             tuple(f"{s.where}: {s.reason}" for s in result.skips),
-            fault,
-            worst,
+            done.fault,
+            done.worst,
+            done.left_out,
+            counted.proved,
+            counted.tested,
+            counted.unreached,
         )
         self.store.put_model(result.model)
         answered = self.world.answered[asked:]
         self.store.put_answer(key, {"model": result.model.digest(), "note": asdict(note), "answered": answered})
         return result.model, note
 
-    def _attempt(self, model: Model, text: str, subject: Pass) -> tuple[PassResult, str, float | None]:
+    def _attempt(self, model: Model, text: str, subject: Pass) -> _Attempt:
         """The pass's result, or the model as it was with the fault in words."""
         needed = WORKING_COPIES * model.weight_bytes()
         if needed > available_memory():
             free = f"{available_memory() / 2**30:.1f} GiB are free"
-            return PassResult(model), f"it needs about {needed / 2**30:.1f} GiB of memory and {free}", None
+            return _Attempt(PassResult(model), f"it needs about {needed / 2**30:.1f} GiB of memory and {free}")
         try:
             result = self._applied(model, text, subject)
         except NoData:
             raise
         except Exception as error:
-            return PassResult(model), _words(error), None
+            return _Attempt(PassResult(model), _words(error))
         if not result.changes:
-            return result, "", None
+            return _Attempt(result)
         check = self.verifier.check(model, result.model, subject.exactness)
         if check.fault:
-            return PassResult(model), check.fault, check.worst
-        return result, "", check.worst
+            return self._rescued(model, text, subject, result) or _Attempt(PassResult(model), check.fault, check.worst)
+        return _Attempt(result, worst=check.worst)
 
-    def _applied(self, model: Model, text: str, subject: Pass) -> PassResult:
+    def _rescued(self, model: Model, text: str, subject: Pass, faulty: PassResult) -> _Attempt | None:
+        """What the pass gives without its wrong rewrites, each with a reproducer; ``None`` when they are not found.
+
+        Native code has no sites to leave out, and where a pass spends quality its layers are the search's to choose.
+        """
+        if subject.native or subject.exactness is Exactness.LOSSY:
+            return None
+
+        def run(sites: frozenset[Site]) -> PassResult:
+            return self._applied(model, text, subject, sites)
+
+        def fails(after: Model) -> str:
+            return self.verifier.check(model, after, subject.exactness).fault
+
+        try:
+            found = without_culprits(run, fails, faulty)
+        except Exception:
+            return None  # it raises without some of its rewrites: then it goes as a whole
+        if found is None:
+            return None
+        result, culprits = found
+        told = tuple(f"{c}{self._reproduced(model, subject, c)}" for c in culprits)
+        worst = self.verifier.check(model, result.model, subject.exactness).worst if result.changes else None
+        return _Attempt(result, worst=worst, left_out=told)
+
+    def _reproduced(self, model: Model, subject: Pass, culprit: Culprit) -> str:
+        """Where the reduced fault was written, in words; nothing when it cannot be shown on a small model."""
+        probe = self.verifier.check(model, culprit.shown_by, subject.exactness).probe
+        if probe is None:
+            return ""
+        feed = self.verifier.all_probes()[probe].feed
+        tolerance = 0.0 if subject.exactness is Exactness.EXACT else TOLERANCE
+        try:
+            pair = reduce(model, culprit.shown_by, feed, self._values, tolerance)
+            if pair is None:
+                return ""
+            name = folder_name(subject.name, culprit.site, pair)
+            write(self.store.root / REPRODUCERS / name, pair, f"{subject.name}, {culprit}", tolerance)
+        except Exception:
+            return ""  # the verdict stands without the folder
+        return f" (reproducer: {REPRODUCERS}/{name} in the cache folder, {pair.nodes} nodes)"
+
+    def _values(self, model: Model, feed: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any]:
+        return self.world.run(model, [feed], names)[0]
+
+    def _applied(self, model: Model, text: str, subject: Pass, forbidden: frozenset[Site] = frozenset()) -> PassResult:
         """What the pass gives. One that wraps native code or is not ours runs in a worker, where it may crash, exit
         and print; unless it asks for something that only this process can answer."""
+        context = Without(self.world, forbidden) if forbidden else self.world
         if not subject.native and _is_ours(type(subject).__module__):
-            return subject(model, self.world)
+            return subject(model, context)
         try:
-            return self._native(model, text, type(subject))
+            return self._native(model, text, type(subject), forbidden)
         except CallFailed as failure:
             if subject.native or failure.kind != ASKS_THE_WORLD:
                 raise
         with contextlib.redirect_stdout(sys.stderr):
-            return subject(model, self.world)
+            return subject(model, context)
 
-    def _native(self, model: Model, text: str, cls: type[Pass]) -> PassResult:
+    def _native(self, model: Model, text: str, cls: type[Pass], forbidden: frozenset[Site]) -> PassResult:
         """Run a pass in a worker, so that a crash there costs the pass and nothing else."""
         out = self.store.scratch / f"native-{key_of(model.digest(), text)}.onnx"
         try:
@@ -190,6 +258,7 @@ class Builder:
                     out=str(out),
                     home=f"{cls.__module__}:{cls.__qualname__}",
                     folders=[p for p in sys.path if p],
+                    forbidden=sorted(map(list, forbidden)),
                 )
             changed = Model.from_bytes(out.read_bytes()) if answer["changes"] else model
         finally:
@@ -209,7 +278,7 @@ class Builder:
         if found is None:
             return None
         self.world.answered.extend(kept["answered"])
-        note = {**kept["note"], "skips": tuple(kept["note"]["skips"])}
+        note = {**kept["note"], **{k: tuple(kept["note"][k]) for k in ("skips", "left_out")}}
         return found, PassNote(**note)
 
 

@@ -67,7 +67,7 @@ class FoldConstants(Pass):
     )
 
     def apply(self, model: Model, context: Context) -> PassResult:
-        return rewrite(model, self._fold)
+        return rewrite(model, self._fold, context)
 
     def _fold(self, graph: ir.Graph, edit: Edit, shapes: Shapes) -> None:
         opset = shapes.opset
@@ -101,6 +101,8 @@ class FoldConstants(Pass):
         except NotFoldable as error:
             edit.skip("fold", node, str(error))
             return False
+        if not edit.allows("fold", node):
+            return False
         edit.change("fold", node, node.op_type)
         return become_constant(edit, node.outputs[0], result)
 
@@ -132,7 +134,7 @@ def _lift(node: ir.Node, edit: Edit) -> None:
     if value.is_graph_output() or node.graph is None or "sparse_value" in node.attributes:
         return
     tensor = ir.convenience.get_const_tensor(value)
-    if tensor is None or not isinstance(node.graph, ir.Graph):
+    if tensor is None or not isinstance(node.graph, ir.Graph) or not edit.allows("constant", node):
         return
     edit.change("constant", node, "node -> initializer")
     name = edit.fresh(f"{value.name}_value")
@@ -151,6 +153,8 @@ def _fold_dims(node: ir.Node, known: KnownDims, edit: Edit) -> bool:
     value = node.outputs[0] if len(node.outputs) == 1 else None
     dims = known.of(value)
     if value is None or dims is None or value.is_graph_output() or not all(isinstance(d, int) for d in dims.items):
+        return False
+    if not edit.allows("fold-dims", node):
         return False
     edit.change("fold-dims", node, node.op_type)
     return become_constant(edit, value, np.array(dims.items, np.int64).reshape(dims.shape))
@@ -180,6 +184,8 @@ def _fix_reshape(node: ir.Node, known: KnownDims, shapes: Shapes, opset: int, ed
     # Beside a copied dimension that is 0 at run time, -1 has no answer, where the computed target had one.
     if leftover > 1 or (leftover and _COPY in target and _INFER not in wanted.items):
         return False
+    if not edit.allows("reshape-target", node):
+        return False
     edit.change("reshape-target", node, str(target))
     held = edit.initializer(node.graph, f"{node.outputs[0].name}_shape", np.array(target, np.int64))
     compute(edit, node.outputs[0], "Reshape", [node.inputs[0], held])
@@ -196,7 +202,7 @@ def _read_from_input(
         return
     symbol = dims.items[0]
     port = known.port(graph, symbol)
-    if not isinstance(symbol, str) or port is None:
+    if not isinstance(symbol, str) or port is None or not edit.allows("dim-of-input", node):
         return
     source, axis = port
     if is_op(node, "Shape") and node.inputs[0] is source:
@@ -232,6 +238,8 @@ def _take_branch(node: ir.Node, graph: ir.Graph, edit: Edit) -> None:
     inner = list(branch.outputs)
     if any(o.graph is not branch or o.producer() is None for o in inner) or len(set(inner)) != len(inner):
         edit.skip("take-branch", node, "the branch hands a value through")
+        return
+    if not edit.allows("take-branch", node):
         return
     edit.change("take-branch", node, "then" if condition.reshape(-1)[0] else "else")
     branch.outputs.clear()

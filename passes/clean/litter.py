@@ -22,6 +22,8 @@ _TRACE = re.compile(
 
 def strip(fork: Model, edit: Edit) -> None:
     """Drop metadata and doc strings that carry traces of where the model was made; a user's own notes stay."""
+    if not edit.allows("metadata", "model"):
+        return
     dropped = sum(_clean(thing) for thing in _things(fork))
     if dropped:
         edit.change("metadata", "model", f"{dropped} entries dropped")

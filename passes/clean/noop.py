@@ -63,6 +63,8 @@ def _transpose(node: ir.Node, source: ir.Value, edit: Edit) -> Found | None:
     joined = [int(first[i]) for i in perm]
     if joined == list(range(len(joined))):
         return "inverse-transposes", before.inputs[0]
+    if not edit.allows("join-transposes", node):
+        return None
     edit.change("join-transposes", node, str(joined))
     compute(edit, node.outputs[0], "Transpose", [before.inputs[0]], attributes=[ir.AttrInt64s("perm", joined)])
     return None

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from passes.clean.litter import strip
 from passes.clean.noop import stands_for
 from passes.clean.twins import merge_twins, share_initializers
-from passes.kit.context import Context
+from passes.kit.context import Context, forbidden
 from passes.kit.contract import Edit, Exactness, Pass, PassResult
 from passes.kit.match import UNLISTED_INITIALIZERS_IR, discard, forward, is_free, rewrite
 from passes.kit.model import Model
@@ -53,9 +53,9 @@ class Tidy(Pass):
     strip_metadata: bool = option(True, "drop metadata and doc strings that hold stack traces or local paths")
 
     def apply(self, model: Model, context: Context) -> PassResult:
-        result = rewrite(model, self._tidy)
+        result = rewrite(model, self._tidy, context)
         fork = result.model if result.changes else model.fork()
-        edit = Edit(fork)
+        edit = Edit(fork, forbidden(context))
         if not self.keep_overridable_inputs:
             _unlist(fork, edit)
         _drop_functions(fork, edit)
@@ -64,7 +64,7 @@ class Tidy(Pass):
         if not edit.changes:
             return result
         changes = result.changes + tuple(edit.changes)
-        again = rewrite(fork, self._tidy)  # what was un-listed may now be shared
+        again = rewrite(fork, self._tidy, context)  # what was un-listed may now be shared
         return PassResult(again.model, changes + again.changes, tuple(dict.fromkeys(result.skips + again.skips)))
 
     def _tidy(self, graph: ir.Graph, edit: Edit, shapes: Shapes) -> None:
@@ -79,11 +79,12 @@ class Tidy(Pass):
 def _bury(graph: ir.Graph, edit: Edit) -> None:
     """Remove nodes and initializers that nobody needs."""
     for node in reversed(list(graph)):
-        if node.graph is not None and all(is_free(o) for o in node.outputs):
+        free = node.graph is not None and all(is_free(o) for o in node.outputs)
+        if free and edit.allows("dead-node", node):
             edit.change("dead-node", node, node.op_type)
             discard(node)
     for name, value in list(graph.initializers.items()):
-        if is_free(value) and not value.is_graph_input():
+        if is_free(value) and not value.is_graph_input() and edit.allows("dead-initializer", value):
             edit.change("dead-initializer", value)
             graph.initializers.pop(name)
 
@@ -95,6 +96,8 @@ def _bypass(node: ir.Node, shapes: Shapes, edit: Edit) -> None:
         return
     rule, source = found
     where, op_type = node.name or node.outputs[0].name or "?", node.op_type
+    if not edit.allows(rule, where):
+        return
     if forward(node.outputs[0], source):
         edit.change(rule, where, op_type)
     else:
@@ -102,15 +105,14 @@ def _bypass(node: ir.Node, shapes: Shapes, edit: Edit) -> None:
 
 
 def _unlist(fork: Model, edit: Edit) -> None:
-    listed = [v for v in fork.graph.inputs if v.name in fork.graph.initializers]
+    listed = [v for v in fork.graph.inputs if v.name in fork.graph.initializers and edit.allows("un-list", v)]
     for value in listed:
         edit.change("un-list", value, "initializer is no graph input any more")
         fork.graph.inputs.remove(value)
         if is_free(value) and value.name:
             fork.graph.initializers.pop(value.name)
-    if listed and fork.ir.ir_version < UNLISTED_INITIALIZERS_IR:
-        edit.change("ir-version", "model", f"{fork.ir.ir_version} -> {UNLISTED_INITIALIZERS_IR}")
-        fork.ir.ir_version = UNLISTED_INITIALIZERS_IR
+    if listed:  # part of each of them, not a change that could be left out alone
+        fork.ir.ir_version = max(fork.ir.ir_version, UNLISTED_INITIALIZERS_IR)
 
 
 def _drop_functions(fork: Model, edit: Edit) -> None:
@@ -122,5 +124,7 @@ def _drop_functions(fork: Model, edit: Edit) -> None:
         used.add(key)
         todo |= {n.op_identifier() for n in fork.ir.functions[key].all_nodes()} & set(fork.ir.functions) - used
     for key in [k for k in fork.ir.functions if k not in used]:
-        edit.change("dead-function", "::".join(part for part in key if part))
-        fork.ir.functions.pop(key)
+        where = "::".join(part for part in key if part)
+        if edit.allows("dead-function", where):
+            edit.change("dead-function", where)
+            fork.ir.functions.pop(key)

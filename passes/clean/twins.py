@@ -37,6 +37,8 @@ def _merge(node: ir.Node, twin: ir.Node, edit: Edit) -> None:
     if any(old.is_graph_output() and new.is_graph_output() for old, new in pairs):
         edit.skip("twin", node, "both results are graph outputs")
         return
+    if not edit.allows("twin", node):
+        return
     edit.change("twin", node, f"is {twin.outputs[0].name}")
     for old, new in pairs:
         if old.uses() or old.is_graph_output():
@@ -77,7 +79,7 @@ def share_initializers(graph: ir.Graph, edit: Edit) -> None:
         if tensor is None or tensor.nbytes <= SMALL_TENSOR_BYTES or value.is_graph_input():
             continue
         first = seen.setdefault(tensor_digest(tensor), value)
-        if first is not value and not value.is_graph_output():
+        if first is not value and not value.is_graph_output() and edit.allows("shared-initializer", name):
             edit.change("shared-initializer", name, f"is {first.name}")
             value.replace_all_uses_with(first)
             graph.initializers.pop(name)

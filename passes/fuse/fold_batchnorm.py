@@ -56,7 +56,7 @@ class FoldBatchnorm(Pass):
     exactness: ClassVar[Exactness] = Exactness.NUMERIC
 
     def apply(self, model: Model, context: Context) -> PassResult:
-        return rewrite(model, _fold)
+        return rewrite(model, _fold, context)
 
 
 def _fold(graph: ir.Graph, edit: Edit, shapes: Shapes) -> None:
@@ -67,6 +67,8 @@ def _fold(graph: ir.Graph, edit: Edit, shapes: Shapes) -> None:
         if linear is None:
             continue
         where = node.name or node.outputs[0].name or "?"
+        if not edit.allows(_RULE, where):
+            continue
         try:
             _fold_pair(linear, node, shapes, edit)
         except _Refused as refusal:

@@ -68,7 +68,7 @@ class FuseActivation(Pass):
     hard_activations: bool = option(True, "write spelled-out hard sigmoid and hard swish as HardSigmoid and HardSwish")
 
     def apply(self, model: Model, context: Context) -> PassResult:
-        return rewrite(model, self._fuse)
+        return rewrite(model, self._fuse, context)
 
     def _fuse(self, graph: ir.Graph, edit: Edit, shapes: Shapes) -> None:
         for node in list(graph):
@@ -96,7 +96,7 @@ def _drop_relu(node: ir.Node, edit: Edit) -> None:
     if source is None or not (is_op(maker, *_NOT_NEGATIVE) or (low is not None and low >= 0)):
         return
     where = node.outputs[0].name or "?"
-    if forward(node.outputs[0], source):
+    if edit.allows("drop-relu", where) and forward(node.outputs[0], source):
         edit.change("drop-relu", where, f"after {maker.op_type if maker else '?'}")
 
 
@@ -111,13 +111,15 @@ def _clamp(node: ir.Node, edit: Edit, shapes: Shapes) -> None:
         before = (inner.inputs[0], 0.0) if is_op(inner, "Relu") else _one_bound(inner, shapes)
         if before is not None and before[0] is not None and not (is_op(inner, "Relu") and node.op_type == "Max"):
             low, high = (before[1], bound) if node.op_type == "Min" else (bound, before[1])
+            if low <= high and not edit.allows("clip", node):
+                return
             if low <= high:
                 edit.change("clip", node, f"[{low:g}, {high:g}]")
                 make_clip(edit, node.outputs[0], before[0], (low, high), shapes.opset)
             else:
                 edit.skip("clip", node, f"its bounds {low:g} and {high:g} cross")
             return
-    if node.op_type == "Max" and bound == 0:
+    if node.op_type == "Max" and bound == 0 and edit.allows("relu", node):
         edit.change("relu", node, "Max(x, 0)")
         compute(edit, node.outputs[0], "Relu", [source])
 
@@ -142,11 +144,13 @@ def _tighten(node: ir.Node, edit: Edit, shapes: Shapes) -> None:
             edit.skip("clip", node, "its bounds are not constant")
         return
     if inner is not None and inner.inputs[0] is not None and sole_consumer(source) is node:
-        if high is not None and high < 0:
+        if (high is not None and high < 0) or not edit.allows("clip", node):
             return
         edit.change("clip", node, "absorbs the Relu before it")
         make_clip(edit, node.outputs[0], inner.inputs[0], (max(low or 0.0, 0.0), high), shapes.opset)
     elif low == 0 and high == np.inf:
+        if not edit.allows("relu", node):
+            return
         edit.change("relu", node, "Clip(x, 0, +inf)")
         compute(edit, node.outputs[0], "Relu", [source])
     elif low == 0 and (high is None or high >= np.finfo(np.float32).max):
@@ -189,6 +193,8 @@ def make_clip(edit: Edit, old: ir.Value, source: ir.Value, held: Bounds, opset: 
 def _hard(node: ir.Node, edit: Edit, shapes: Shapes) -> None:
     source = _hard_swish(node)
     if source is not None and shapes.rank(source):
+        if not edit.allows("hard-swish", node):
+            return
         if shapes.opset >= _HARD_SWISH:
             edit.change("hard-swish", node)
             compute(edit, node.outputs[0], "HardSwish", [source])
@@ -196,7 +202,7 @@ def _hard(node: ir.Node, edit: Edit, shapes: Shapes) -> None:
             edit.skip("hard-swish", node, f"HardSwish needs opset {_HARD_SWISH}, the model has {shapes.opset}")
         return
     source = _hard_sigmoid(node)
-    if source is not None and shapes.rank(source):
+    if source is not None and shapes.rank(source) and edit.allows("hard-sigmoid", node):
         edit.change("hard-sigmoid", node)
         slopes = [ir.AttrFloat32("alpha", 1 / 6), ir.AttrFloat32("beta", 0.5)]
         compute(edit, node.outputs[0], "HardSigmoid", [source], attributes=slopes)

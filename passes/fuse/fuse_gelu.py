@@ -73,13 +73,13 @@ class FuseGelu(Pass):
                 if node.graph is not None and is_op(node, "Erf", "Tanh"):
                     _fuse(node, contrib, edit, shapes)
 
-        return rewrite(model, fuse)
+        return rewrite(model, fuse, context)
 
 
 def _fuse(node: ir.Node, contrib: bool, edit: Edit, shapes: Shapes) -> None:
     source = _erf_of(node.inputs[0]) if node.op_type == "Erf" else _tanh_of(node.inputs[0])
     last = _outer_product(node, source) if source is not None else None
-    if source is None or last is None:
+    if source is None or last is None or not edit.allows("gelu", node):
         return
     if shapes.dtype(source) != ir.DataType.FLOAT:
         edit.skip("gelu", node, f"the element type is {shapes.dtype(source)}, not float32")

@@ -85,7 +85,7 @@ class FuseLayernorm(Pass):
                     if found is not None:
                         _fuse(found, obstacle, edit, shapes)
 
-        result = rewrite(model, fuse)
+        result = rewrite(model, fuse, context)
         if any(n.op_type == "RMSNormalization" for n in result.model.nodes()) and result.changes:
             raise_opset(result.model)
         return result
@@ -123,6 +123,8 @@ def _fuse(found: _Norm, obstacle: str, edit: Edit, shapes: Shapes) -> None:
         inputs.append(shifted[1])
     attributes = [ir.AttrInt64("axis", -found.axes), ir.AttrFloat32("epsilon", found.epsilon)]
     kind = "LayerNormalization" if found.centred else "RMSNormalization"
+    if not edit.allows(rule, last):
+        return
     edit.change(rule, last, kind)
     compute(edit, last.outputs[0], kind, inputs, attributes=attributes)
 

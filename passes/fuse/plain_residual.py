@@ -44,7 +44,7 @@ class PlainResidual(Pass):
     def apply(self, model: Model, context: Context) -> PassResult:
         if context.target.provider != CPU or model.opset < VARIADIC_BROADCAST:
             return PassResult(model)
-        return rewrite(model, _keep_apart)
+        return rewrite(model, _keep_apart, context)
 
 
 def _keep_apart(graph: ir.Graph, edit: Edit, shapes: Shapes) -> None:
@@ -56,6 +56,8 @@ def _keep_apart(graph: ir.Graph, edit: Edit, shapes: Shapes) -> None:
             continue
         if any(constant(value) is not None for value in add.inputs):
             edit.skip("residual", add, "it adds a constant, which is a bias and no residual")
+            continue
+        if not edit.allows("residual", add):
             continue
         edit.change("residual", add, "Sum")
         compute(edit, add.outputs[0], "Sum", list(add.inputs))

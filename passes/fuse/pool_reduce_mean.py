@@ -43,7 +43,7 @@ class PoolReduceMean(Pass):
     exactness: ClassVar[Exactness] = Exactness.NUMERIC
 
     def apply(self, model: Model, context: Context) -> PassResult:
-        return rewrite(model, _pool)
+        return rewrite(model, _pool, context)
 
 
 def _pool(graph: ir.Graph, edit: Edit, shapes: Shapes) -> None:
@@ -54,6 +54,8 @@ def _pool(graph: ir.Graph, edit: Edit, shapes: Shapes) -> None:
         if reason is not None:
             if reason:
                 edit.skip("pool", node, reason)
+            continue
+        if not edit.allows("pool", node):
             continue
         keep = bool(attribute(node, "keepdims", 1))
         edit.change("pool", node, "GlobalAveragePool" if keep else "GlobalAveragePool + Flatten")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,10 @@ from passes.kit.reducers import Reducer
 from passes.kit.target import Target
 
 Feeds = Mapping[str, np.ndarray[Any, Any]]
+
+
+Site = tuple[str, str]
+"""Where a pass rewrites: the rule and the place, as in :class:`passes.kit.contract.Change`."""
 
 
 class NoData(RuntimeError):
@@ -45,3 +50,36 @@ class Context(Protocol):
     def cost(self, model: Model) -> float:
         """Measured milliseconds of one run of ``model`` on the target."""
         ...
+
+
+@dataclass(frozen=True)
+class Without:
+    """A context in which some rewrites are off the table; everything else is asked of ``inner``.
+
+    Lets a pass run again without the one rewrite that was found to be wrong, with all its others.
+    """
+
+    inner: Context
+    sites: frozenset[Site]
+
+    @property
+    def target(self) -> Target:
+        return self.inner.target
+
+    @property
+    def seed(self) -> int:
+        return self.inner.seed
+
+    def stats(self, model: Model, reducers: Mapping[str, Reducer]) -> dict[str, Reducer]:
+        return self.inner.stats(model, reducers)
+
+    def run(self, model: Model, feeds: Sequence[Feeds], fetch: Sequence[str]) -> list[dict[str, np.ndarray[Any, Any]]]:
+        return self.inner.run(model, feeds, fetch)
+
+    def cost(self, model: Model) -> float:
+        return self.inner.cost(model)
+
+
+def forbidden(context: Context | None) -> frozenset[Site]:
+    """The rewrites that a pass must leave out this time."""
+    return context.sites if isinstance(context, Without) else frozenset()

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from passes.kit.context import Context
+from passes.kit.context import Context, Site, forbidden
 from passes.kit.model import Model, names_in
 from passes.kit.options import describe, fit
 
@@ -62,10 +62,21 @@ class PassResult:
 class Edit:
     """What a pass holds while it works on a fork: it collects changes and skips, and knows which names are free."""
 
-    def __init__(self, fork: Model) -> None:
+    def __init__(self, fork: Model, forbidden: frozenset[Site] = frozenset()) -> None:
+        self._forbidden = forbidden
         self.changes: list[Change] = []
         self.skips: list[Skip] = []
         self._taken = names_in(fork)
+
+    def allows(self, rule: str, where: object) -> bool:
+        """Whether a rewrite may be made. Asked before the graph is touched; a refusal is noted as a skip.
+
+        A rewrite is forbidden when it was found to change what the model computes: the compile goes on without it.
+        """
+        if (rule, place(where)) not in self._forbidden:
+            return True
+        self.skip(rule, where, "it changed what the model computes, so it is left out")
+        return False
 
     def change(self, rule: str, where: object, detail: str = "") -> None:
         """Note a rewrite that was made at a node, a value or a named place."""
@@ -143,13 +154,16 @@ class Pass:
 GraphRewrite = Callable[[ir.Graph, Edit], None]
 
 
-def rewrite_graphs(model: Model, rewrite: GraphRewrite, *, rounds: int = 3) -> PassResult:
+def rewrite_graphs(
+    model: Model, rewrite: GraphRewrite, context: Context | None = None, *, rounds: int = 3
+) -> PassResult:
     """Fork ``model`` and run ``rewrite`` on each of its graphs, nested ones too, until nothing changes.
 
-    At most ``rounds`` times. ``rewrite`` edits the graph in place and reports to the :class:`Edit`.
+    At most ``rounds`` times. ``rewrite`` edits the graph in place and reports to the :class:`Edit`. With ``context``
+    the edit knows which single rewrites must be left out (:meth:`Edit.allows`).
     """
     fork = model.fork()
-    edit = Edit(fork)
+    edit = Edit(fork, forbidden(context))
     for _ in range(rounds):
         before = len(edit.changes)
         for graph in list(fork.graphs()):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from passes.kit.context import Context, forbidden
 from passes.kit.contract import Edit, PassResult
 from passes.kit.model import Model, constant
 from passes.kit.shapes import Shapes
@@ -24,14 +25,14 @@ UNLISTED_INITIALIZERS_IR = 4
 Rewrite = Callable[[ir.Graph, Edit, Shapes], None]
 
 
-def rewrite(model: Model, rule: Rewrite, *, rounds: int = 10) -> PassResult:
+def rewrite(model: Model, rule: Rewrite, context: Context | None = None, *, rounds: int = 10) -> PassResult:
     """Fork ``model`` and run ``rule`` on each of its graphs, nested ones too, until nothing changes any more.
 
     ``rule`` edits the graph in place, reports to the :class:`Edit` and may ask :class:`Shapes` about the values
-    that were there when its round began.
+    that were there when its round began. With ``context`` the edit knows which single rewrites must be left out.
     """
     fork = model.fork()
-    edit = Edit(fork)
+    edit = Edit(fork, forbidden(context))
     for _ in range(rounds):
         before = len(edit.changes)
         shapes = Shapes(fork)

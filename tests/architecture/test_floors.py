@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("optimizer.decide", "optimizer.report", "optimizer.package"),
     ("optimizer.workshop",),
     ("optimizer.preflight", "optimizer.ship", "optimizer.climb", "optimizer.gating"),
-    ("optimizer.explore", "optimizer.explaining"),
+    ("optimizer.explore", "optimizer.explaining", "optimizer.debugging"),
     ("optimizer.compile",),
     ("optimizer.api",),
     ("optimizer.cli",),
