@@ -88,7 +88,8 @@ def open_source(
 
 
 def _open_file(request: SourceRequest, path: Path, name: str, target: Target) -> Source:
-    loaded = onnx_file.load(path, target, fix_training=request.fix_training, refuse_training=request.refuse_training)
+    flags = {"fix_training": request.fix_training, "refuse_training": request.refuse_training}
+    loaded = onnx_file.load(path, target, caps=request.caps, **flags)
     return Source(
         name=name,
         kind="onnx",

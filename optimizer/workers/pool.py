@@ -16,10 +16,18 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from optimizer.faults import Exit, Fault
-from optimizer.workers import wire
+from optimizer.workers import limits, wire
 from optimizer.workers.nursery import CONTROL_BYTES
 
-PRELOAD = ("numpy", "onnx", "onnx_ir", "onnxruntime", "optimizer.runtime.jobs", "passes.catalogue")
+PRELOAD = (
+    "numpy",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "optimizer.runtime.jobs",
+    "optimizer.source.onnx_file",
+    "passes.catalogue",
+)
 _HERE = Path(__file__).parent
 _OURS = str(_HERE.parents[1])
 
@@ -232,13 +240,16 @@ def describe_status(status: int) -> str:
     if status & 0x7F:
         number = status & 0x7F
         name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
-        extra = " (out of memory?)" if name == "SIGKILL" else ""
+        extra = _SIGNS.get(name, "")
         return f"the worker process was killed by {name}{extra}"
     return f"the worker process ended with exit code {status >> 8}"
 
 
+_SIGNS = {"SIGKILL": " (out of memory?)", "SIGXCPU": " (its CPU time was used up)"}
+
+
 def _fork_allowed() -> bool:
-    return os.environ.get("LATHE_WORKERS", "fork") != "spawn" and hasattr(socket, "send_fds")
+    return not limits.forced_bare() and hasattr(socket, "send_fds")
 
 
 def _fresh_ours() -> Worker:
