@@ -144,7 +144,7 @@ def open_bench(settings: Settings, watch: Watcher) -> Iterator[Bench]:
             budget=Budget.parse(settings.budget, EVALUATED if settings.evaluator else metric),
             recipe=recipe,
             feed=next(iter((judging or bare).feeds(timing_batch(settings))))[0],
-            builder=Builder(world, verifier, store, extra),
+            builder=Builder(world, verifier, store, extra, settings.source.caps.folded_bytes),
             warnings=tuple(dict.fromkeys((*source.warnings, *notes, *_of_splits(splits), *_of_metric(metric)))),
         )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.faults import Fault
+from optimizer.plan import Caps
 from optimizer.records import PassNote
 from optimizer.runtime import sessions
 from optimizer.runtime.answers import World
@@ -72,6 +73,7 @@ class Builder:
     verifier: Verifier
     store: Store
     extra: dict[str, type[Pass]]
+    most_folded_bytes: int = Caps().folded_bytes
 
     def build(self, source: Model, recipe: Recipe) -> Candidate:
         """Apply ``recipe`` to ``source``. Raises :class:`NoData` when a pass needs data that is not there."""
@@ -157,6 +159,9 @@ class Builder:
             return PassResult(model), _words(error), None
         if not result.changes:
             return result, "", None
+        grown = result.model.weight_bytes() - model.weight_bytes()
+        if grown > self.most_folded_bytes:
+            return PassResult(model), f"it adds {grown:,} bytes to the weights; --max-folded-bytes allows more", None
         check = self.verifier.check(model, result.model, subject.exactness)
         if check.fault:
             return PassResult(model), check.fault, check.worst
@@ -202,7 +207,8 @@ class Builder:
         target = key_of(asdict(self.world.target))
         code = code_digest(type(subject).__module__)
         runtime, probes = self.world.site.runtime, self.verifier.digest()
-        return key_of("pass", model.digest(), text, target, self.world.seed, data, code, runtime, probes)
+        most = self.most_folded_bytes
+        return key_of("pass", model.digest(), text, target, self.world.seed, data, code, runtime, probes, most)
 
     def _recall(self, kept: dict[str, Any], model: Model) -> tuple[Model, PassNote] | None:
         found = model if kept["model"] == model.digest() else self.store.get_model(kept["model"])
