@@ -129,6 +129,9 @@ def open_bench(settings: Settings, watch: Watcher) -> Iterator[Bench]:
         world = World(target, settings.seed, site, store, key_of, samples)
         verifier = Verifier(site, store, probes(source, judging, bare, store, site))
         stack.callback(verifier.close)
+        most, from_file = settings.source.caps.folded_bytes, source.kind == "onnx"
+        builder = Builder(world, verifier, store, extra, most, isolate=from_file)
+        stack.callback(builder.close)
         yield Bench(
             settings=settings,
             watch=watch,
@@ -144,7 +147,7 @@ def open_bench(settings: Settings, watch: Watcher) -> Iterator[Bench]:
             budget=Budget.parse(settings.budget, EVALUATED if settings.evaluator else metric),
             recipe=recipe,
             feed=next(iter((judging or bare).feeds(timing_batch(settings))))[0],
-            builder=Builder(world, verifier, store, extra, settings.source.caps.folded_bytes),
+            builder=builder,
             warnings=tuple(dict.fromkeys((*source.warnings, *notes, *_of_splits(splits), *_of_metric(metric)))),
         )
 

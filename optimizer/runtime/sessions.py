@@ -9,12 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from optimizer.faults import cannot
 from optimizer.plan import PROVIDERS
-from optimizer.workers.pool import Worker
+from optimizer.workers.pool import Worker, WorkerDied
 
 Array = np.ndarray[Any, Any]
 
 JOBS = "optimizer.runtime.jobs:"
+
+CALL_SECONDS = 1800.0
+"""How long a provider may take for one call (a model loaded, a parcel of samples run) before it is given up."""
+
+CRASHED, HUNG = "provider-crashed", "provider-hung"
+"""Codes of the faults by which :func:`ask` tells that the provider, and not the model's author, is at fault."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +47,29 @@ def worker() -> Worker:
     return Worker.ours()
 
 
+def ask(worker: Worker, op: str, site: Site | None = None, **args: Any) -> Any:
+    """The answer of a job that runs a model; ``site`` is added to the arguments.
+
+    Raises a Fault (exit 4) when the provider took its process down or did not finish in :data:`CALL_SECONDS`, besides
+    what the job raises.
+    """
+    where = site.provider if site else "the provider"
+    try:
+        return worker.call(op, timeout=CALL_SECONDS, **args, **(site.plain() if site else {}))
+    except WorkerDied as death:
+        hint = "Try another --provider, or another version of onnxruntime"
+        if worker.timed_out:
+            message = f"{where} did not finish in {CALL_SECONDS:g} s"
+            raise cannot(message, hint=f"The model may never end. {hint}", code=HUNG) from death
+        raise cannot(f"{where} took its process down: {death}", hint=hint, code=CRASHED) from death
+
+
 def run(
     worker: Worker, path: Path, feeds: Sequence[dict[str, Array]], site: Site, *, optimize: bool = True
 ) -> list[dict[str, Any]]:
-    """Outputs by name for each feed dict."""
-    found: list[dict[str, Any]] = worker.call(
-        JOBS + "run_model", path=str(path), feeds=list(feeds), optimize=optimize, **site.plain()
+    """Outputs by name for each feed dict. Raises as :func:`ask` does."""
+    found: list[dict[str, Any]] = ask(
+        worker, JOBS + "run_model", site, path=str(path), feeds=list(feeds), optimize=optimize
     )
     return found
 
@@ -54,7 +78,5 @@ def begin_timing(
     worker: Worker, path: Path, feed: dict[str, Array], site: Site, warm_up_ms: float = 150.0
 ) -> dict[str, Any]:
     """Load one model in ``worker`` for timing; see :func:`optimizer.runtime.jobs.begin_timing`."""
-    found: dict[str, Any] = worker.call(
-        JOBS + "begin_timing", path=str(path), feeds=feed, warm_up_ms=warm_up_ms, **site.plain()
-    )
+    found: dict[str, Any] = ask(worker, JOBS + "begin_timing", site, path=str(path), feeds=feed, warm_up_ms=warm_up_ms)
     return found

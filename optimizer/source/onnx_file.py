@@ -31,7 +31,7 @@ PROBE = "optimizer.source.onnx_file:probe_file"
 LARGEST_FILE_BYTES = 2**31 - 1
 """protobuf cannot hold more in one message."""
 
-PARSE_FACTOR, PARSE_SLACK_BYTES = 8, 768 * 2**20
+PARSE_FACTOR, PARSE_SLACK_BYTES = 8, 320 * 2**20
 """Address space that reading may take: a multiple of the file (bytes, messages, graph) and a fixed part."""
 
 PROBE_SECONDS, PROBE_BYTES_PER_SECOND = 60.0, 10e6

@@ -23,11 +23,11 @@ from optimizer.runtime.jobs import ASKS_THE_WORLD
 from optimizer.runtime.sessions import JOBS
 from optimizer.store.store import Store, key_of
 from optimizer.verify.verifier import Verifier
-from optimizer.workers.pool import CallFailed, WorkerDied
+from optimizer.workers.pool import CallFailed, Worker, WorkerDied
 from passes import catalogue
 from passes.kit.context import NoData
 from passes.kit.contract import Change, Exactness, Pass, PassResult, Skip
-from passes.kit.model import Model
+from passes.kit.model import LARGEST_PROTO_BYTES, Model
 from passes.kit.recipe import Recipe
 
 NATIVE_SECONDS = 600.0
@@ -67,13 +67,19 @@ class _Link:
 
 @dataclass
 class Builder:
-    """Applies recipes to one source. Prefixes that were applied before come from the store."""
+    """Applies recipes to one source. Prefixes that were applied before come from the store.
+
+    ``isolate`` runs our own passes in a worker too, because the source is a file that may have been made to exhaust
+    memory or time in the libraries that they use. Call :meth:`close` at the end.
+    """
 
     world: World
     verifier: Verifier
     store: Store
     extra: dict[str, type[Pass]]
     most_folded_bytes: int = Caps().folded_bytes
+    isolate: bool = False
+    _worker: Worker | None = None
 
     def build(self, source: Model, recipe: Recipe) -> Candidate:
         """Apply ``recipe`` to ``source``. Raises :class:`NoData` when a pass needs data that is not there."""
@@ -170,21 +176,35 @@ class Builder:
     def _applied(self, model: Model, text: str, subject: Pass) -> PassResult:
         """What the pass gives. One that wraps native code or is not ours runs in a worker, where it may crash, exit
         and print; unless it asks for something that only this process can answer."""
-        if not subject.native and _is_ours(type(subject).__module__):
+        ours = not subject.native and _is_ours(type(subject).__module__)
+        if ours and not (self.isolate and model.weight_bytes() < LARGEST_PROTO_BYTES):
             return subject(model, self.world)
         try:
-            return self._native(model, text, type(subject))
+            return self._native(model, text, type(subject), self._kept() if ours else None)
         except CallFailed as failure:
             if subject.native or failure.kind != ASKS_THE_WORLD:
                 raise
+        if ours:
+            return subject(model, self.world)
         with contextlib.redirect_stdout(sys.stderr):
             return subject(model, self.world)
 
-    def _native(self, model: Model, text: str, cls: type[Pass]) -> PassResult:
-        """Run a pass in a worker, so that a crash there costs the pass and nothing else."""
+    def _kept(self) -> Worker:
+        """The worker for our own passes, started again should it have died."""
+        if self._worker is None or not self._worker.alive:
+            self._worker = sessions.worker()
+        return self._worker
+
+    def close(self) -> None:
+        """End the worker."""
+        if self._worker is not None:
+            self._worker.close()
+
+    def _native(self, model: Model, text: str, cls: type[Pass], kept: Worker | None = None) -> PassResult:
+        """Run a pass in a worker (``kept``, else a fresh one), so that a crash there costs the pass alone."""
         out = self.store.scratch / f"native-{key_of(model.digest(), text)}.onnx"
         try:
-            with sessions.worker() as worker:
+            with contextlib.nullcontext(kept) if kept else sessions.worker() as worker:
                 answer = worker.call(
                     JOBS + "apply_native",
                     timeout=NATIVE_SECONDS,

@@ -51,7 +51,7 @@ class Worker:
     def __init__(self, reader: BinaryIO, writer: BinaryIO, pid: int, life: _Life) -> None:
         self.pid = pid
         self._reader, self._writer, self._life = reader, writer, life
-        self._timed_out = False
+        self.timed_out = False
         self.alive = True
 
     @classmethod
@@ -89,7 +89,7 @@ class Worker:
         return _result(answer)
 
     def _give_up(self) -> None:
-        self._timed_out = True
+        self.timed_out = True
         self._kill_group()
 
     def _obituary(self, timeout: float | None) -> str:
@@ -98,7 +98,7 @@ class Worker:
             return "the worker process had already ended"
         self._close_streams()
         status = self._life.wait()
-        if self._timed_out:
+        if self.timed_out:
             return f"no answer within {timeout:g} s"
         tail = self._life.last_words()
         return describe_status(status) + (f": {tail}" if tail else "")
