@@ -14,9 +14,11 @@ from optimizer.faults import Exit, Fault, bad_input
 from optimizer.package import golden
 from optimizer.package.artifact import EVIDENCE, GOLDEN, MANIFEST, MODEL, SUMS, WEIGHTS, describe_file
 from optimizer.package.manifest import SCHEMA, SCHEMA_FAMILY
+from optimizer.plan import Caps
 from optimizer.runtime.hardware import host
 from optimizer.runtime.providers import full_name
 from optimizer.runtime.sessions import Site
+from optimizer.source.onnx_file import look, probe
 from optimizer.workers.pool import CallFailed, Worker, WorkerDied
 
 REPLAY_SECONDS = 600.0
@@ -104,7 +106,7 @@ def _read_manifest(root: Path) -> tuple[dict[str, Any] | None, list[Finding]]:
         raise bad_input(f"this is not a Lathe artifact: it has no {MANIFEST}", where=str(root), code="not-an-artifact")
     try:
         tree = json.loads((root / MANIFEST).read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return None, [Finding("manifest", False, f"{MANIFEST} is not readable JSON: {error}")]
     schema = str(tree.get("schema", "")) if isinstance(tree, dict) else ""
     if not schema.startswith(SCHEMA_FAMILY):
@@ -207,8 +209,11 @@ def _compare(root: Path, name: str, wanted: Mapping[str, Any]) -> str:
 # -- graph and answers -------------------------------------------------------------------------------------------------
 def _check_graph(root: Path, manifest: Mapping[str, Any]) -> list[Finding]:
     try:
+        probe(root / MODEL, look(root / MODEL), Caps())
         with Worker.ours() as worker:
             seen = worker.call(DESCRIBE, timeout=REPLAY_SECONDS, path=str(root / MODEL))
+    except Fault as fault:
+        return [Finding("graph", False, str(fault))]
     except (WorkerDied, CallFailed) as error:
         return [Finding("graph", False, f"{MODEL} cannot be read: {error}")]
     if strange := sorted(set(seen["external"]) - ({WEIGHTS} & set(manifest["files"]))):

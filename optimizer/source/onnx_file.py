@@ -65,11 +65,24 @@ def load(
     proto.ParseFromString(data)
     notes = [*told["notes"], *_normalize(proto)]
     model = to_model(proto, path.parent)
+    _check_writable(model, path)
     beyond = _beyond(model, target)
     notes += [beyond] if beyond else []
     notes += _training_notes(model, path, fix_training, refuse_training)
     notes += _unnamed_note(model)
     return Loaded(model, size + int(told["external_bytes"]), tuple(notes), beyond)
+
+
+def _check_writable(model: Model, path: Path) -> None:
+    """What can be read but not written again has no digest, and no pass can hand it on."""
+    try:
+        model.digest()
+    except Exception as error:
+        inner = error
+        while inner.__cause__ is not None:
+            inner = inner.__cause__  # type: ignore[assignment]
+        message = f"the model cannot be written again ({type(inner).__name__}: {str(inner)[:200]})"
+        raise bad_input(message, where=str(path), code=BROKEN) from error
 
 
 def look(path: Path) -> int:
@@ -202,6 +215,8 @@ def _check_header(proto: onnx.ModelProto) -> None:
         raise bad_input(message, code=BROKEN, hint="Export it again")
     if not proto.opset_import:
         raise bad_input("the model does not say which opset it uses", code=BROKEN, hint="It may be truncated")
+    if odd := next((o for o in proto.opset_import if o.version < 1), None):
+        raise bad_input(f"the model uses opset {odd.version} of '{odd.domain or 'ai.onnx'}'", code=BROKEN)
 
 
 def _check_data(proto: onnx.ModelProto) -> None:
