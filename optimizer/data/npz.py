@@ -87,16 +87,24 @@ def _members(path: Path) -> list[str]:
 def _whole(path: Path, folder: Path) -> bool:
     """Whether everything is unpacked in ``folder`` and can be read: pruning takes single files away, disks fail."""
     with zipfile.ZipFile(path) as archive:
-        sizes = [i.file_size for i in archive.infolist() if i.filename.endswith(".npy")]
-    files = [folder / f"{k}.npy" for k in range(len(sizes))]
+        infos = [i for i in archive.infolist() if i.filename.endswith(".npy")]
+    files = [folder / f"{k}.npy" for k in range(len(infos))]
     try:
-        for file, size in zip(files, sizes, strict=True):
-            if file.stat().st_size != size:
+        for file, info in zip(files, infos, strict=True):
+            if file.stat().st_size != info.file_size or _crc(file) != info.CRC:
                 return False
             load_npy(file)
     except (OSError, Fault):
         return False
     return True
+
+
+def _crc(path: Path) -> int:
+    total = 0
+    with path.open("rb") as file:
+        while piece := file.read(CHUNK_BYTES):
+            total = zlib.crc32(piece, total)
+    return total
 
 
 def _digest(path: Path) -> str:

@@ -77,8 +77,8 @@ class Tally:
 
 
 # -- one input -------------------------------------------------------------------------------------------------------
-def attempt(number: int, folder: Path) -> dict[str, Any]:
-    """Open the input of that number and run the passes on it; what happened, as plain data."""
+def attempt(number: int, folder: Path, *, native: bool = True) -> dict[str, Any]:
+    """Open the input of that number and run the passes on it (``native`` ones too); what happened, as plain data."""
     data = mutant(number)
     path = folder / "m.onnx"
     path.write_bytes(data)
@@ -95,7 +95,7 @@ def attempt(number: int, folder: Path) -> dict[str, Any]:
         told["outcome"] = f"untyped {type(error).__name__}: {str(error)[:100]}"
     told["seconds"] = time.monotonic() - start
     if told["outcome"] == "opened":
-        told["changed"] = run_passes(model, told)
+        told["changed"] = run_passes(model, told, native)
     told["child_bytes"], told["parent_bytes"] = max(peaks), _peak()
     return told
 
@@ -125,10 +125,12 @@ def _parses(data: bytes) -> bool:
     return True
 
 
-def run_passes(model: Model, told: dict[str, Any]) -> int:
+def run_passes(model: Model, told: dict[str, Any], native: bool) -> int:
     """The lossless recipe; how many passes changed something. What a pass raises is told, and the pass left out."""
     changed = 0
     for subject in catalogue.build(catalogue.LOSSLESS):
+        if subject.native and not native:
+            continue
         start = time.monotonic()
         try:
             if subject.native:
