@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from optimizer.source import onnx_file
 from tests.redteam import fuzz
 from tests.redteam.mutate import mutant
 from tests.redteam.seeds import MOST_BYTES, WEIGHTS, WEIGHTS_FILE, seeds
+from tests.support.runtime import target
 
 ONCE_HARMFUL = {2643: "unsafe-model"}
 """Number and what must become of it. 2643: shape inference unrolled a vector of 10**18 elements, without end, in the
@@ -23,6 +26,11 @@ def folder(tmp_path: Path) -> Path:
 
 def test_seeds_open_and_passes_take_them(folder: Path) -> None:
     assert len(seeds()) >= 15 and all(len(data) <= MOST_BYTES for data in seeds())
+    for data in seeds():
+        told: dict[str, Any] = {"seconds": 0.0, "faults": []}
+        (folder / "m.onnx").write_bytes(data)
+        fuzz.run_passes(onnx_file.load(folder / "m.onnx", target()).model, told, native=False)
+        assert not told["faults"]
 
 
 def test_mutants_are_the_same_for_a_number_and_about_half_of_them_parse() -> None:
