@@ -25,3 +25,9 @@ lint: $(STAMP)
 
 clean:
 	rm -rf .venv *.lathe .mypy_cache .ruff_cache
+
+# Mutated model files through everything that opens them; at most half an hour on two cores.
+.PHONY: fuzz-files
+fuzz-files: N ?= 20000
+fuzz-files: $(STAMP)
+	$(BIN)/python -m tests.redteam.fuzz $(N) --jobs $(JOBS)

@@ -261,6 +261,7 @@ def main() -> int:
     parser.add_argument("count", nargs="?", type=int, default=20000)
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=30.0, help="stop after this long, whatever is done")
     parser.add_argument("--numbers", help="start:stop:step, worked through in this process")
     parser.add_argument("--log", type=Path)
     args = parser.parse_args()
@@ -268,15 +269,15 @@ def main() -> int:
         work(range(*map(int, args.numbers.split(":"))), args.log)
         return 0
     begun, tally = time.monotonic(), Tally()
-    run(args.start, args.count, args.jobs, tally)
+    run(args.start, args.count, args.jobs, tally, begun + 60 * args.minutes)
     tell(tally, time.monotonic() - begun)
-    return int(bool(tally.failures))
+    return int(bool(tally.failures) or tally.inputs < args.count)
 
 
 def tell(tally: Tally, seconds: float) -> None:
     """Print the table."""
     share = 100 / max(1, tally.inputs)
-    print(f"inputs                 {tally.inputs}, in {seconds / 60:.1f} minutes")
+    print(f"inputs                 {tally.inputs:,}, in {seconds / 60:.1f} minutes")
     print(f"parse as a message     {tally.parsed} ({tally.parsed * share:.1f} %)")
     print(f"opened                 {tally.opened}; the passes changed {tally.changed} times")
     print(f"refused                {dict(tally.refusals.most_common())}")
