@@ -102,6 +102,7 @@ class Settings:
     cache_dir: Path = field(default_factory=lambda: default_cache_dir())
     batch: int = DEFAULT_BATCH
     threads: int = DEFAULT_THREADS
+    custom_ops: tuple[Path, ...] = ()
     seconds: float = 3.0
     strict: bool = False
     golden: str = "synthetic"

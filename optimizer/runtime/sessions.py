@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -26,11 +27,13 @@ CRASHED, HUNG = "provider-crashed", "provider-hung"
 
 @dataclass(frozen=True)
 class Site:
-    """Where models run: the provider's full name, threads, and the runtime's version."""
+    """Where models run: the provider's full name, threads, the runtime's version, and the libraries of custom operators
+    that the user named."""
 
     provider: str
     threads: int
     runtime: str
+    custom_ops: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """As arguments of a job."""
@@ -47,6 +50,16 @@ def worker() -> Worker:
     return Worker.ours()
 
 
+_PREPARED: WeakSet[Worker] = WeakSet()
+
+
+def prepare(worker: Worker, site: Site) -> None:
+    """Tell a new worker which libraries its sessions load: native code, so nothing but the user's flag names them."""
+    if site.custom_ops and worker not in _PREPARED:
+        worker.call(JOBS + "use_custom_ops", paths=list(site.custom_ops))
+        _PREPARED.add(worker)
+
+
 def ask(worker: Worker, op: str, site: Site | None = None, **args: Any) -> Any:
     """The answer of a job that runs a model; ``site`` is added to the arguments.
 
@@ -55,6 +68,8 @@ def ask(worker: Worker, op: str, site: Site | None = None, **args: Any) -> Any:
     """
     where = site.provider if site else "the provider"
     try:
+        if site:
+            prepare(worker, site)
         return worker.call(op, timeout=CALL_SECONDS, **args, **(site.plain() if site else {}))
     except WorkerDied as death:
         hint = "Try another --provider, or another version of onnxruntime"

@@ -117,6 +117,7 @@ class Verifier:
     def _call(self, job: str, **args: Any) -> Any:
         if self._worker is None or not self._worker.alive:
             self._worker = sessions.worker()
+            sessions.prepare(self._worker, self.site)
         return self._worker.call(JOBS + job, timeout=CHECK_SECONDS, **args)
 
     def close(self) -> None:

@@ -21,12 +21,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import optimizer
-from optimizer import compile as _  # noqa: F401 - imported before the children are forked
 from optimizer.cli.boundary import Scene, guard
 from optimizer.compile import compile_settings
 from optimizer.faults import Exit, Fault
 from optimizer.package import artifact
+from optimizer.package.check import verify
 from optimizer.plan import Settings, SourceRequest
 from optimizer.progress import Silent
 from optimizer.runtime import sessions
@@ -119,14 +118,14 @@ def test_killed_at_every_stage_boundary_and_taken_up_again(tmp_path: Path) -> No
         kept = sound(tmp_path / "cache")
         if when != MOMENTS[-1]:
             assert not (tmp_path / "out.lathe").exists(), f"killed at '{when}', it left an artifact"
-    assert optimizer.verify(tmp_path / "out.lathe").ok
+    assert verify(tmp_path / "out.lathe").ok
     shutil.rmtree(tmp_path / "out.lathe")
     left = list(tmp_path.glob(".out.lathe.*.partial"))
     assert len(left) == 2, "two runs died while they wrote"
     for folder in left:
         os.utime(folder, (0, 0))
     assert in_child(lambda: compile_settings(settings(path, tmp_path))) == 0
-    assert optimizer.verify(tmp_path / "out.lathe").ok
+    assert verify(tmp_path / "out.lathe").ok
     assert not list(tmp_path.glob(".out.lathe.*.partial")), "the next run sweeps what the dead left behind"
 
 
@@ -161,7 +160,7 @@ def test_a_full_disk_leaves_no_artifact_and_says_so(small_disk: Path) -> None:
     assert caught.value.code == "disk-full" and caught.value.exit is Exit.FAULT
     assert not list(small_disk.iterdir())
     artifact.write(small_disk / "out.lathe", parts.contents())
-    assert optimizer.verify(small_disk / "out.lathe").ok, "there is room for a small one"
+    assert verify(small_disk / "out.lathe").ok, "there is room for a small one"
 
 
 def test_a_full_disk_leaves_a_sound_store(small_disk: Path) -> None:
@@ -263,6 +262,6 @@ def test_without_fork_and_limits_a_file_opens_and_the_missing_protection_is_told
     monkeypatch.setenv("LATHE_WORKERS", "spawn")
     record = compile_settings(settings(adder(tmp_path), tmp_path))
     assert any("this system cannot limit memory and CPU time" in warning for warning in record.warnings)
-    assert optimizer.verify(tmp_path / "out.lathe").ok
+    assert verify(tmp_path / "out.lathe").ok
     monkeypatch.setenv("LATHE_WORKERS", "fork")
     assert not limits.missing() or not sys.platform.startswith("linux")
