@@ -216,11 +216,16 @@ class Builder:
                     home=f"{cls.__module__}:{cls.__qualname__}",
                     folders=[p for p in sys.path if p],
                 )
-            changed = Model.from_bytes(out.read_bytes()) if answer["changes"] else model
+            changed = self._mapped(Model.from_bytes(out.read_bytes())) if answer["changes"] else model
         finally:
             out.unlink(missing_ok=True)
         changes = tuple(Change(*c) for c in answer["changes"])
         return PassResult(changed, changes, tuple(Skip(*s) for s in answer["skips"]))
+
+    def _mapped(self, model: Model) -> Model:
+        """The same model with its weights mapped from the store, where candidates share them."""
+        self.store.put_model(model)
+        return self.store.get_model(model.digest()) or model
 
     def _key(self, model: Model, text: str, subject: Pass) -> str:
         data = self.world.samples.digest() if self.world.samples and subject.exactness is Exactness.LOSSY else ""
