@@ -69,8 +69,8 @@ class _Link:
 class Builder:
     """Applies recipes to one source. Prefixes that were applied before come from the store.
 
-    ``isolate`` runs our own passes in a worker too, because the source is a file that may have been made to exhaust
-    memory or time in the libraries that they use. Call :meth:`close` at the end.
+    ``isolate`` runs our own lossless passes in a worker too, because the source is a file that may have been made to
+    exhaust memory or time in the libraries that they use. Call :meth:`close` at the end.
     """
 
     world: World
@@ -177,15 +177,14 @@ class Builder:
         """What the pass gives. One that wraps native code or is not ours runs in a worker, where it may crash, exit
         and print; unless it asks for something that only this process can answer."""
         ours = not subject.native and _is_ours(type(subject).__module__)
-        if ours and not (self.isolate and model.weight_bytes() < LARGEST_PROTO_BYTES):
+        apart = self.isolate and subject.exactness is not Exactness.LOSSY and model.weight_bytes() < LARGEST_PROTO_BYTES
+        if ours and not apart:
             return subject(model, self.world)
         try:
             return self._native(model, text, type(subject), self._kept() if ours else None)
         except CallFailed as failure:
             if subject.native or failure.kind != ASKS_THE_WORLD:
                 raise
-        if ours:
-            return subject(model, self.world)
         with contextlib.redirect_stdout(sys.stderr):
             return subject(model, self.world)
 
