@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 BARE = "spawn"
 """Value of ``LATHE_WORKERS`` by which a system with fork and limits acts like one without either."""
@@ -63,12 +64,14 @@ def hold(
         _lower(resource, getattr(resource, name), value)
 
 
-def _lower(resource: object, kind: int, value: int) -> None:
+def _lower(resource: Any, kind: int, value: int) -> None:
     """Set a limit unless a stricter one holds already: a container may have set its own."""
-    soft, hard = resource.getrlimit(kind)  # type: ignore[attr-defined]
-    infinite = resource.RLIM_INFINITY  # type: ignore[attr-defined]
+    soft, hard = resource.getrlimit(kind)
+    infinite = resource.RLIM_INFINITY
     least = min([value, *(held for held in (soft, hard) if held != infinite)])
-    resource.setrlimit(kind, (least, least))  # type: ignore[attr-defined]
+    grace = int(kind == resource.RLIMIT_CPU)  # at the hard limit the signal says nothing
+    most = least + grace if hard == infinite else min(hard, least + grace)
+    resource.setrlimit(kind, (least, most))
 
 
 def share_of_memory() -> int | None:
