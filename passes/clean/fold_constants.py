@@ -50,7 +50,8 @@ class FoldConstants(Pass):
         Shape / Expand / CastLike chains: they become plain initializers, which fold-batchnorm needs.
 
     When it refuses
-        Results larger than ``max-bytes``, unless they replace at least as many bytes. Operators whose last bits are
+        Results larger than ``max-bytes``, or beyond ``max-growth-bytes`` together with those before them, unless they
+        replace at least as many bytes. Operators whose last bits are
         the runtime's own (Exp, Erf, Pow, reductions over floats), random ones, casts to floats of 16 and 8 bits, and
         casts out of an integer's range. Values that are graph outputs, and initializers that a caller may override.
 

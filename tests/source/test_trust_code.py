@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from optimizer.faults import Fault
 from optimizer.plan import SourceRequest
 from optimizer.source.open import Source, open_source
+from optimizer.source.user_code import UserWorker
 from optimizer.workers.pool import Worker
 from passes.kit.model import Model
 from tests.support import runtime
@@ -53,6 +55,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "    from safetensors.torch import save_file\n"
         "    save_file(net.state_dict(), 'state.safetensors')\n"
         "    torch.save({'w': Net()}, 'objects.pt')\n"
+        "    import numpy\n"
+        "    numpy.savez('weights.npz', weight=net.layer.weight.detach(), bias=net.layer.bias.detach())\n"
         "    return net(*example).detach().numpy()\n"
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -77,7 +81,6 @@ def opened(text: str, folder: Path, scratch: Path, **request: Any) -> Source:
         ("net.pt2", "torch.export.load", ()),
         ("net_script.pt", "torch.jit.load", ("x:2,4",)),
         ("net.pth", "torch.load", ("x:2,4",)),
-        ("net.pkl", "pickle.load", ("x:2,4",)),
     ],
 )
 def test_each_kind_is_refused_and_with_trust_exported(
@@ -117,26 +120,60 @@ def test_files_that_hold_no_module_say_what_to_do(folder: Path, tmp_path: Path) 
         opened("n.pkl", tmp_path, tmp_path, trust_code=True)
 
 
+@pytest.fixture(scope="module")
+def worker(folder: Path) -> Iterator[UserWorker]:
+    """A worker on the user's folder: torch takes seconds to import, so the quick questions share one."""
+    with UserWorker(folder, "nets_here") as shared:
+        yield shared
+
+
+def outputs(worker: UserWorker) -> tuple[Any, Any]:
+    """Input and output of the module at hand on made-up rows."""
+    given = {"example": None, "wanted_shapes": ["x:2,4"], "arrays": {}, "roots": []}
+    worker.call("torch_worker.py:prepare", **given)
+    case = worker.call("torch_worker.py:cases", dims={})["cases"][0]
+    return case["feeds"]["x"], next(iter(case["outputs"].values()))
+
+
+def expected(folder: Path, x: Any) -> Any:
+    with np.load(folder / "weights.npz") as held:
+        return np.maximum(x @ held["weight"].T + held["bias"], 0)
+
+
 @pytest.mark.parametrize("weights", ["state.pt", "state.safetensors", "checkpoint.ckpt"])
-def test_a_factory_takes_its_weights_from_a_state_dict(folder: Path, tmp_path: Path, weights: str) -> None:
-    found = opened("nets_here:Net", folder, tmp_path, weights=Path(weights), shapes=("x:2,4",))
-    (made,) = runtime.run(found.model, {"x": ROWS}).values()
-    assert np.allclose(made, np.load(folder / "expected.npy"), atol=1e-6)
+def test_a_factory_takes_its_weights_from_a_state_dict(folder: Path, worker: UserWorker, weights: str) -> None:
+    path = str(folder / weights)
+    told = worker.call("torch_worker.py:build", factory="nets_here:Net", roots=[], weights=path)
+    assert any("checkpoint" in note for note in told["notes"]) == (weights == "checkpoint.ckpt")
+    x, y = outputs(worker)
+    assert np.allclose(y, expected(folder, x), atol=1e-6)
+
+
+def test_a_plain_pickle_of_a_module_is_loaded_too(folder: Path, worker: UserWorker) -> None:
+    told = worker.call("torch_worker.py:build_file", path=str(folder / "net.pkl"), roots=[])
+    assert "'net.pkl' was loaded with pickle.load" in told["notes"][0]
+    x, y = outputs(worker)
+    assert np.allclose(y, expected(folder, x), atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("factory", "weights", "code", "text"),
+    ("factory", "weights", "text"),
     [
-        ("Net", "objects.pt", "bad-weights", "cannot be read without running code"),
-        ("Net", "net.pth", "bad-weights", "cannot be read without running code"),
-        ("Net", "net.pkl", "bad-weights", "cannot be read without running code"),
-        ("Net", "nets_here.py", "bad-weights", "cannot be read without running code"),
-        ("small", "state.pt", "bad-weights", r"the file lacks weight, bias"),
-        ("Net", "gone.pt", "weights-missing", "no such file of weights"),
+        ("Net", "objects.pt", "cannot be read without running code"),
+        ("Net", "net.pth", "cannot be read without running code"),
+        ("Net", "net.pkl", "cannot be read without running code"),
+        ("Net", "nets_here.py", "cannot be read without running code"),
+        ("small", "state.pt", "the file lacks weight, bias"),
     ],
 )
-def test_weights_never_run_code(folder: Path, tmp_path: Path, factory: str, weights: str, code: str, text: str) -> None:
+def test_weights_never_run_code(folder: Path, worker: UserWorker, factory: str, weights: str, text: str) -> None:
     """Whether or not the user trusts MODEL: a state dict needs no code."""
+    path = str(folder / weights)
     with pytest.raises(Fault, match=text) as caught:
-        opened(f"nets_here:{factory}", folder, tmp_path, weights=Path(weights), trust_code=True, shapes=("x:2,4",))
-    assert caught.value.code == code
+        worker.call("torch_worker.py:build", factory=f"nets_here:{factory}", roots=[], weights=path)
+    assert caught.value.code == "bad-weights"
+
+
+def test_weights_that_are_not_there_are_told(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(Fault, match="no such file of weights"):
+        opened("nets_here:Net", folder, tmp_path, weights=Path("gone.pt"))
