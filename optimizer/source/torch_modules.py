@@ -162,11 +162,16 @@ def _scripted(path: Path) -> tuple[Any, Any]:
     script = torch.jit.load(str(path), map_location="cpu")
 
     class Scripted(torch.nn.Module):
-        """A script behind a forward that has a signature."""
+        """A script behind a forward that has a signature; ``exports_as`` is what the older exporter takes, which does
+        not trace into a script."""
 
         def __init__(self) -> None:
             super().__init__()
             self.script = script
+
+        @property
+        def exports_as(self) -> Any:
+            return self.script
 
         def forward(self, *args: Any, **named: Any) -> Any:
             return self.script(*args, **named)

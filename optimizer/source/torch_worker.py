@@ -412,8 +412,9 @@ def _export_older(
     run = lambda ts: _run(at.module.forward, ts).tensors  # noqa: E731
     if dims:
         axes |= shapes.output_axes(run, at.names, tensors, at.outputs, dims)
+    subject = getattr(at.module, "exports_as", at.module)
     torch.onnx.export(
-        at.module, tuple(tensors), path, dynamo=False, input_names=at.names, output_names=at.outputs,
+        subject, tuple(tensors), path, dynamo=False, input_names=at.names, output_names=at.outputs,
         opset_version=opset, dynamic_axes=axes or None,
     )  # fmt: skip
 

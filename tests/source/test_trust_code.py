@@ -111,7 +111,7 @@ def test_a_loader_that_fails_is_not_followed_by_another(folder: Path, tmp_path: 
 
 
 def test_files_that_hold_no_module_say_what_to_do(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(Fault, match=r"not an nn.Module.*--weights"):
+    with pytest.raises(Fault, match=r"neither an nn.Module.*--weights"):
         opened("state.pt", folder, tmp_path, trust_code=True)
     with pytest.raises(Fault, match=r"there is no such|not opened"):
         opened("gone.pt2", folder, tmp_path, trust_code=True)
