@@ -34,6 +34,9 @@ NATIVE_SECONDS = 600.0
 WORKING_COPIES = 4
 """Copies of the weights that a pass may hold at once: input, fork, float64 arithmetic, serialized form."""
 
+ISOLATED_SLACK_BYTES = 640 * 2**20
+"""Address space, beside copies of the weights, of the worker that runs our passes on a file."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -181,17 +184,19 @@ class Builder:
         if ours and not apart:
             return subject(model, self.world)
         try:
-            return self._native(model, text, type(subject), self._kept() if ours else None)
+            return self._native(model, text, type(subject), self._kept(model) if ours else None)
         except CallFailed as failure:
             if subject.native or failure.kind != ASKS_THE_WORLD:
                 raise
         with contextlib.redirect_stdout(sys.stderr):
             return subject(model, self.world)
 
-    def _kept(self) -> Worker:
-        """The worker for our own passes, started again should it have died."""
+    def _kept(self, model: Model) -> Worker:
+        """The worker for our own passes, started again should it have died. It may take so much memory and no more."""
         if self._worker is None or not self._worker.alive:
             self._worker = sessions.worker()
+            room = ISOLATED_SLACK_BYTES + 2 * WORKING_COPIES * model.weight_bytes()
+            self._worker.call("optimizer.workers.limits:hold", extra_address_bytes=room)
         return self._worker
 
     def close(self) -> None:

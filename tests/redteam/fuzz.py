@@ -1,7 +1,7 @@
 """Mutation fuzzing of the way in: ``python -m tests.redteam.fuzz N`` opens N mutated files and runs the passes.
 
 Each input goes through the real thing: ``onnx_file.load`` (the probe in a forked child, then this process), and, when
-it opened, the lossless recipe; passes that wrap native code run in a forked child, as in a compile. Inputs are worked
+it opened, the lossless recipe in another forked child with the limits of a compile's. Inputs are worked
 through by processes of their own, each of which writes down what it begins: when one dies or hangs, the last input
 that it began is the culprit, and a new one goes on behind it.
 """
@@ -27,8 +27,9 @@ from google.protobuf.message import DecodeError
 
 from optimizer.faults import Fault
 from optimizer.source import onnx_file
+from optimizer.verify.apply import ISOLATED_SLACK_BYTES
+from optimizer.workers import limits
 from passes import catalogue
-from passes.kit.contract import Pass
 from passes.kit.model import Model
 from tests.redteam.mutate import mutant
 from tests.redteam.seeds import WEIGHTS, WEIGHTS_FILE, seeds
@@ -96,7 +97,8 @@ def attempt(number: int, folder: Path, *, native: bool = True) -> dict[str, Any]
     told["seconds"] = time.monotonic() - start
     if told["outcome"] == "opened":
         told["changed"] = run_passes(model, told, native)
-    told["child_bytes"], told["parent_bytes"] = max(peaks), _peak()
+    told["child_bytes"] = max(*peaks, told.get("child_bytes", 0))
+    told["parent_bytes"] = _peak()
     return told
 
 
@@ -125,42 +127,45 @@ def _parses(data: bytes) -> bool:
     return True
 
 
-def run_passes(model: Model, told: dict[str, Any], native: bool) -> int:
-    """The lossless recipe; how many passes changed something. What a pass raises is told, and the pass left out."""
-    changed = 0
+def run_passes(model: Model, told: dict[str, Any], native: bool = True) -> int:
+    """The lossless recipe in a forked child, held as a compile holds it; how many passes changed something."""
+    start = time.monotonic()
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            limits.hold(extra_address_bytes=ISOLATED_SLACK_BYTES)
+            sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - until the child ends
+            with os.fdopen(writer, "w") as answer:
+                json.dump(_passes(model, native), answer)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as stream:
+        text = stream.read()
+    _, status, used = os.wait4(pid, 0)
+    told["child_bytes"] = max(told.get("child_bytes", 0), used.ru_maxrss * 1024)
+    told["seconds"] = max(told["seconds"], time.monotonic() - start)
+    if not text:
+        how = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "no answer"
+        told["faults"].append(f"the worker for passes ended: {how}")
+        return 0
+    changed, faults = json.loads(text)
+    told["faults"] += faults
+    return int(changed)
+
+
+def _passes(model: Model, native: bool) -> tuple[int, list[str]]:
+    changed, faults = 0, []
     for subject in catalogue.build(catalogue.LOSSLESS):
         if subject.native and not native:
             continue
-        start = time.monotonic()
         try:
-            if subject.native:
-                changed += _in_child(subject, model, told)
-            else:
-                result = subject(model, LocalContext())
-                model, changed = result.model, changed + bool(result.changes)
+            result = subject(model, LocalContext())
+            model, changed = result.model, changed + bool(result.changes)
         except Exception as error:
-            told["faults"].append(f"{subject.name}: {type(error).__name__}: {str(error).splitlines()[:1]}"[:140])
-        told["seconds"] = max(told["seconds"], time.monotonic() - start)
-    return changed
-
-
-def _in_child(subject: Pass, model: Model, told: dict[str, Any]) -> bool:
-    """Whether a native pass changes the model, in a forked child that may crash; it gets as long as others."""
-    pid = os.fork()
-    if not pid:
-        code = 3
-        try:
-            signal.alarm(int(MOST_SECONDS) + 1)
-            sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - until the child ends
-            code = int(bool(subject(model, LocalContext()).changes))
-        finally:
-            os._exit(code)
-    status = os.waitpid(pid, 0)[1]
-    if os.WIFSIGNALED(status):
-        told["faults"].append(f"{subject.name}: killed by {signal.Signals(os.WTERMSIG(status)).name}")
-    elif os.WEXITSTATUS(status) > 1:
-        told["faults"].append(f"{subject.name}: raised")
-    return status == 1 << 8
+            faults.append(f"{subject.name}: {type(error).__name__}: {str(error).splitlines()[:1]}"[:140])
+    return changed, faults
 
 
 def _forget_peak() -> None:
