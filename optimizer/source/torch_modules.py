@@ -176,7 +176,7 @@ def _scripted(path: Path) -> tuple[Any, Any]:
         def forward(self, *args: Any, **named: Any) -> Any:
             return self.script(*args, **named)
 
-    module = Scripted()
+    module: Any = Scripted()
     kind, parameters = inspect.Parameter.POSITIONAL_OR_KEYWORD, []
     for argument in script.forward.schema.arguments[1:]:
         default = argument.default_value if argument.has_default_value() else inspect.Parameter.empty
