@@ -10,7 +10,7 @@ Reason = tuple[str, str]
 _TO_FACTORY = "Name a function that returns the module instead: package.module:factory"
 
 _WITH_WEIGHTS = f"{_TO_FACTORY}, with these as --weights"
-_TRUST = f"If you trust its maker, add --trust-code. {_TO_FACTORY}"
+_TRUST = "If you trust its maker, add --trust-code; or name a function that returns the module: package.module:factory"
 
 _UNSAFE, _WEIGHTS = "unsafe-model", "not-a-model"
 
