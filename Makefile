@@ -35,3 +35,8 @@ conformance: $(STAMP)
 
 conformance-peers: $(STAMP)
 	$(BIN)/python -m tests.conformance --jobs $(JOBS) --peers
+# Mutated model files through everything that opens them; at most half an hour on two cores.
+.PHONY: fuzz-files
+fuzz-files: N ?= 20000
+fuzz-files: $(STAMP)
+	$(BIN)/python -m tests.redteam.fuzz $(N) --jobs $(JOBS)

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 
 from optimizer.decide import judge
 from optimizer.decide.ladder import Rung
+from optimizer.faults import Fault
 from optimizer.measure.latency import quick
 from optimizer.measure.scales import QualityReading, Scales, SpeedReading, Weighed
 from optimizer.records import Judgement, Quality, Sensitivity, Step, Verdict
+from optimizer.runtime import sessions
 from optimizer.verify.apply import Candidate
 from optimizer.workshop import Bench, candidate_weight
 from passes.kit.context import NoData
@@ -89,6 +91,18 @@ def try_rung(climb: Climb, rung: Rung, *, frugal: bool = False) -> Tried:
         candidate = bench.builder.build(bench.source.model, rung.recipe)
     except NoData as error:
         return skipped(rung, str(error))
+    try:
+        return _measured(climb, rung, candidate, frugal)
+    except Fault as fault:
+        if fault.code not in (sessions.CRASHED, sessions.HUNG):
+            raise
+        # The source has run here, so it is the candidate that the provider cannot bear: it alone is let go.
+        verdict = Verdict(Judgement.FAULTED, fault.message)
+        return Tried(rung, Step(rung.recipe.text(), rung.label, verdict, passes=candidate.notes), None)
+
+
+def _measured(climb: Climb, rung: Rung, candidate: Candidate, frugal: bool) -> Tried:
+    bench = climb.bench
     digest = candidate.model.digest()
     if digest == climb.scales.baseline.digest:
         return skipped(rung, judge.nothing_new("source", candidate.notes), candidate)

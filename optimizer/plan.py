@@ -44,11 +44,27 @@ class DataRequest:
 
 
 @dataclass(frozen=True)
+class Caps:
+    """How much a model file may ask for before it is refused, because a small file can unfold to anything.
+
+    ``model_bytes`` counts the file and the external data it names; ``nodes`` every node, with functions expanded where
+    they are called; ``depth`` how deep bodies of If, Loop and Scan nest; ``folded_bytes`` what one pass may add to
+    the weights.
+    """
+
+    model_bytes: int = 64 * 10**9
+    nodes: int = 500_000
+    depth: int = 16
+    folded_bytes: int = 256 * 10**6
+
+
+@dataclass(frozen=True)
 class SourceRequest:
     """How to open MODEL and, for PyTorch, how to export it.
 
     ``dynamic`` holds texts like ``input:0=batch``; ``example`` is ``module:function`` returning example inputs;
     ``shapes`` holds texts like ``input:1,3,224,224`` used to make example inputs when there is nothing else.
+    ``weights`` is a state dict for what the factory returns. ``trust_code`` lets a file run the code inside it.
     """
 
     model: str
@@ -59,6 +75,8 @@ class SourceRequest:
     fix_training: bool = False
     refuse_training: bool = False
     trust_code: bool = False
+    weights: Path | None = None
+    caps: Caps = Caps()
     folder: Path = field(default_factory=Path.cwd)
 
 
@@ -84,6 +102,7 @@ class Settings:
     cache_dir: Path = field(default_factory=lambda: default_cache_dir())
     batch: int = DEFAULT_BATCH
     threads: int = DEFAULT_THREADS
+    custom_ops: tuple[Path, ...] = ()
     seconds: float = 3.0
     strict: bool = False
     golden: str = "synthetic"

@@ -97,6 +97,7 @@ def ship(
         lossy=choice.lossy,
         golden=pairs,
         golden_origin=bench.settings.golden,
+        custom_ops={Path(p).name: artifact.describe_file(Path(p))["sha256"] for p in bench.site.custom_ops},
         runs_at={"batch": bench.settings.batch, "threads": bench.settings.threads},
     )
     public = replace(record, artifact=None, source=public_name(bench.settings.source.model))

@@ -110,7 +110,7 @@ def open_bench(settings: Settings, watch: Watcher) -> Iterator[Bench]:
     extra = plugins(settings)
     check_recipe(recipe, extra)
     with ExitStack() as stack:
-        target, site = choose_target(settings), open_site(settings.provider, settings.threads)
+        target, site = choose_target(settings), open_site(settings.provider, settings.threads, settings.custom_ops)
         store = Store(settings.cache_dir)
         watch.stage("opening the model")
         source = open_model(settings, target, store, site, stack.enter_context(scratch_folder(store)))
@@ -131,6 +131,9 @@ def open_bench(settings: Settings, watch: Watcher) -> Iterator[Bench]:
         verifier = Verifier(site, store, probes(source, judging, bare, store, site))
         stack.callback(verifier.close)
         add_adversaries(verifier, source.model, settings.seed)
+        most, from_file = settings.source.caps.folded_bytes, source.kind == "onnx"
+        builder = Builder(world, verifier, store, extra, most, isolate=from_file)
+        stack.callback(builder.close)
         yield Bench(
             settings=settings,
             watch=watch,
@@ -146,9 +149,19 @@ def open_bench(settings: Settings, watch: Watcher) -> Iterator[Bench]:
             budget=Budget.parse(settings.budget, EVALUATED if settings.evaluator else metric),
             recipe=recipe,
             feed=next(iter((judging or bare).feeds(timing_batch(settings))))[0],
-            builder=Builder(world, verifier, store, extra),
-            warnings=tuple(dict.fromkeys((*source.warnings, *notes, *_of_splits(splits), *_of_metric(metric)))),
+            builder=builder,
+            warnings=tuple(
+                dict.fromkeys(
+                    (*source.warnings, *_of_custom_ops(site), *notes, *_of_splits(splits), *_of_metric(metric))
+                )
+            ),
         )
+
+
+def _of_custom_ops(site: Site) -> tuple[str, ...]:
+    if not site.custom_ops:
+        return ()
+    return (f"code of {', '.join(Path(p).name for p in site.custom_ops)} ran in the workers (--custom-ops)",)
 
 
 def _of_splits(splits: Splits | None) -> tuple[str, ...]:
@@ -160,10 +173,13 @@ def _of_metric(metric: Metric | None) -> tuple[str, ...]:
 
 
 # -- the site ----------------------------------------------------------------------------------------------------------
-def open_site(provider: str, threads: int) -> Site:
-    """Where models will run. Raises a Fault when the provider is not here."""
+def open_site(provider: str, threads: int, custom_ops: Sequence[Path] = ()) -> Site:
+    """Where models will run. Raises a Fault when the provider is not here, or a library of custom operators is not."""
     full = providers.require(provider)
-    return Site(full, threads, str(providers.runtime().__version__))
+    for path in custom_ops:
+        if not path.is_file():
+            raise bad_input("there is no such library of custom operators", where=str(path), code="missing")
+    return Site(full, threads, str(providers.runtime().__version__), tuple(str(p.resolve()) for p in custom_ops))
 
 
 def choose_target(settings: Settings) -> Target:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import click
 
 from optimizer.cli import boundary, config
 from optimizer.faults import usage
-from optimizer.plan import PROVIDERS
+from optimizer.plan import PROVIDERS, Caps
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,6 +27,7 @@ CONFIG_KEY = "lathe.config"
 OUTPUT = "Output and behaviour"
 """The last section of every help."""
 
+DEFAULT_CAPS = Caps()
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
@@ -130,6 +132,14 @@ def verb(name: str, **kwargs: Any) -> Callable[[Callable[..., Any]], click.Comma
     return wrap
 
 
+_CAPS = (
+    ("--max-model-bytes", Bytes(), DEFAULT_CAPS.model_bytes, "Refuse a model that takes more, external data included."),
+    ("--max-nodes", click.IntRange(min=1), DEFAULT_CAPS.nodes, "Refuse a model of more nodes, functions expanded."),
+    ("--max-depth", click.IntRange(min=1), DEFAULT_CAPS.depth, "Refuse bodies of If, Loop and Scan nested deeper."),
+    ("--max-folded-bytes", Bytes(), DEFAULT_CAPS.folded_bytes, "Leave out a pass that adds more to the weights."),
+)
+
+
 def source_options(function: F) -> F:
     """How to open MODEL: the fields of :class:`~optimizer.plan.SourceRequest`."""
     section = "Opening the model"
@@ -176,7 +186,21 @@ def source_options(function: F) -> F:
                 help="Refuse a model that was exported in training mode.",
             ),
             option(
-                "--trust-code", section=section, is_flag=True, help="Allow formats that run code when they are opened."
+                "--weights",
+                section=section,
+                type=click.Path(path_type=Path),
+                metavar="FILE",
+                help="State dict for what the factory returns: .safetensors, or .pt without pickled objects.",
+            ),
+            option(
+                "--trust-code",
+                section=section,
+                is_flag=True,
+                help="Open .pt2, TorchScript and pickled modules, which run code inside them.",
+            ),
+            *(
+                option(flag, section=section, type=kind, metavar="N", default=most, show_default=True, help=text)
+                for flag, kind, most, text in _CAPS
             ),
         )
     ):
@@ -188,13 +212,14 @@ def source_request(model: str | None, given: dict[str, Any]) -> SourceRequest:
     """The request from the parameters of :func:`source_options`, which are taken out of ``given``."""
     from optimizer.plan import SourceRequest
 
-    names = ("example", "dynamic", "shapes", "opset", "fix_training", "refuse_training", "trust_code")
+    names = ("example", "dynamic", "shapes", "opset", "fix_training", "refuse_training", "weights", "trust_code")
+    caps = Caps(**{field.name: given.pop(f"max_{field.name}") for field in dataclasses.fields(Caps)})
     ctx = click.get_current_context()
     if not model:
         raise click.UsageError("Missing argument 'MODEL'", ctx)
     if isinstance(ctx.obj, boundary.Scene):
         ctx.obj.source = model
-    return SourceRequest(model=model, folder=Path.cwd(), **{n: given.pop(n) for n in names})
+    return SourceRequest(model=model, folder=Path.cwd(), caps=caps, **{n: given.pop(n) for n in names})
 
 
 def key_of(param: click.Parameter) -> str:

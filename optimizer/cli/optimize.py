@@ -155,6 +155,14 @@ POSITIVE = click.IntRange(min=1)
     show_default=True,
     help="Seconds of timed runs for the model that ships; a third of it while searching.",
 )
+@option(
+    "--custom-ops",
+    section=SITE,
+    type=FILE,
+    metavar="FILE",
+    multiple=True,
+    help="Library of custom operators that the model needs; its code runs in the workers. Repeatable.",
+)
 @source_options
 @option(
     "-o", "--output", section=OUTPUT, type=FILE, metavar="DIR", help="Where the artifact goes; default: ./NAME.lathe."

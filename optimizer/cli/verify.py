@@ -14,12 +14,20 @@ from optimizer.faults import Exit
 @verb("verify", short_help="Check an artifact.")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @option("--latency", section="What to check", is_flag=True, help="Also measure how fast it is on this machine.")
-def command(folder: Path, latency: bool, as_json: bool) -> None:
+@option(
+    "--custom-ops",
+    section="What to check",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    multiple=True,
+    help="Library of custom operators that the artifact needs; its code runs in the workers. Repeatable.",
+)
+def command(folder: Path, latency: bool, custom_ops: tuple[Path, ...], as_json: bool) -> None:
     """Check the artifact in DIR: every file's digest, that it loads in a fresh process, and its golden pairs.
 
     Exit code 1 when something is not as it was shipped.
     """
-    report = api().verify(folder, latency=latency)
+    report = api().verify(folder, latency=latency, custom_ops=custom_ops)
     if as_json:
         from optimizer.report.json_ import dump
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import shutil
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -17,6 +19,9 @@ import numpy as np
 from optimizer.data.checks import NO_PICKLES
 from optimizer.data.samples import CHUNK_BYTES, Array
 from optimizer.faults import Fault, bad_input, broken
+
+BOMB_BYTES, BOMB_RATIO = 2 * 10**9, 100
+"""An archive that unpacks to more than so many bytes, and to more than so many times its size, is taken for a bomb."""
 
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, NotImplementedError)
 """What zipfile raises for damaged, encrypted or oddly packed members, and numpy for a damaged header."""
@@ -48,13 +53,16 @@ def load_npy(path: Path, where: str = "") -> Array:
         raise bad_input("the file is empty", where=where, hint="Save the data again", code="empty-data")
     try:
         with path.open("rb") as file:
-            shape, _, dtype = _header(file)
+            shape, _, dtype = header(file)
             if dtype.hasobject:
                 raise bad_input("it holds pickled Python objects", where=where, hint=NO_PICKLES, code="pickled-data")
+            held, needed = path.stat().st_size - file.tell(), math.prod(shape) * dtype.itemsize
+            if held < needed:
+                raise ValueError(f"its {needed:,} bytes of data are not there: it holds {held:,}")
         empty = 0 in shape  # nothing to map
         array: Array = np.load(path, mmap_mode=None if empty else "r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        message = f"cannot be read as a numpy array: {error}"
+        message = f"cannot be read as a numpy array: {_line(error)}"
         raise bad_input(message, where=where, hint="The file is damaged: save it again", code="bad-data") from None
     return array
 
@@ -79,16 +87,24 @@ def _members(path: Path) -> list[str]:
 def _whole(path: Path, folder: Path) -> bool:
     """Whether everything is unpacked in ``folder`` and can be read: pruning takes single files away, disks fail."""
     with zipfile.ZipFile(path) as archive:
-        sizes = [i.file_size for i in archive.infolist() if i.filename.endswith(".npy")]
-    files = [folder / f"{k}.npy" for k in range(len(sizes))]
+        infos = [i for i in archive.infolist() if i.filename.endswith(".npy")]
+    files = [folder / f"{k}.npy" for k in range(len(infos))]
     try:
-        for file, size in zip(files, sizes, strict=True):
-            if file.stat().st_size != size:
+        for file, info in zip(files, infos, strict=True):
+            if file.stat().st_size != info.file_size or _crc(file) != info.CRC:
                 return False
             load_npy(file)
     except (OSError, Fault):
         return False
     return True
+
+
+def _crc(path: Path) -> int:
+    total = 0
+    with path.open("rb") as file:
+        while piece := file.read(CHUNK_BYTES):
+            total = zlib.crc32(piece, total)
+    return total
 
 
 def _digest(path: Path) -> str:
@@ -120,12 +136,16 @@ def _unpack_into(path: Path, names: list[str], building: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         infos = [i for i in archive.infolist() if i.filename.endswith(".npy")]
         wanted, free = sum(i.file_size for i in infos), shutil.disk_usage(building).free
+        if wanted > max(BOMB_BYTES, BOMB_RATIO * path.stat().st_size):
+            message = f"it would unpack to {wanted / 1e9:.1f} GB, more than {BOMB_RATIO} times its size"
+            hint = "If it is yours, save it with numpy.savez, which does not compress"
+            raise bad_input(message, where=str(path), hint=hint, code="unsafe-data")
         if wanted > free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         for k, (name, info) in enumerate(zip(names, infos, strict=True)):
             try:
                 with archive.open(info) as member:
-                    if _header(member)[2].hasobject:
+                    if header(member)[2].hasobject:
                         message = f"array '{name}' holds pickled Python objects"
                         raise bad_input(message, where=str(path), hint=NO_PICKLES, code="pickled-data")
                 with archive.open(info) as member, (building / f"{k}.npy").open("wb") as file:
@@ -134,18 +154,27 @@ def _unpack_into(path: Path, names: list[str], building: Path) -> None:
                 raise _damaged(path, error, name) from None
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """(shape, fortran order, dtype) of a ``.npy`` stream. Raises ``ValueError`` when it is none."""
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)
-    return np.lib.format.read_array_header_2_0(file)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, order, dtype = read(file)
+    except (SyntaxError, tokenize.TokenError, MemoryError, RecursionError, OverflowError, TypeError) as error:
+        raise ValueError(f"its header is no header ({type(error).__name__})") from error  # Python reads it as a literal
+    if any(size < 0 for size in shape):
+        raise ValueError(f"its shape is {shape}")
+    return shape, order, dtype
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _damaged(path: Path, error: BaseException, name: str = "") -> Fault:
     what = f"array '{name}' cannot be read" if name else "the archive cannot be read"
     hint = "The file is damaged or was cut short: copy or save it again"
-    return bad_input(f"{what}: {error}", where=str(path), hint=hint, code="damaged-data")
+    return bad_input(f"{what}: {_line(error)}", where=str(path), hint=hint, code="damaged-data")
 
 
 def _no_room(scratch: Path, error: OSError, needed: int) -> Fault:

@@ -229,7 +229,7 @@ def _read_jsonl(path: Path, inputs: tuple[Port, ...]) -> dict[str, Array]:
 def _take_line(columns: dict[str, list[Any]], line: str, where: str, before: int) -> None:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise bad_input(f"is not JSON ({error})", where=where, hint="Give one object a line", code="bad-data") from None
     if not isinstance(row, dict):
         raise bad_input("is not an object", where=where, hint='Give {"input name": [...]} a line', code="bad-data")

@@ -97,7 +97,7 @@ class OpTime:
 def kernels(path: Path, feeds: dict[str, Array], site: Site, runs: int = RUNS) -> tuple[Kernel, ...]:
     """The nodes that the runtime runs for the model at ``path``, timed on ``feeds``. Raises a Fault when it cannot."""
     with sessions.worker() as worker:
-        found = worker.call(INSIDE + "look_inside", path=str(path), feeds=feeds, runs=runs, **site.plain())
+        found = sessions.ask(worker, INSIDE + "look_inside", site, path=str(path), feeds=feeds, runs=runs)
     times = {name: (op, float(ms)) for name, (op, ms, _) in found["times"].items()}
     seen: set[str] = set()
     made = []

@@ -117,8 +117,8 @@ def _summed(
             paths = [str(store.put_model(m)) for m in (a, b)]
             total = np.zeros((len(some), 4))
             for feed, _ in samples.feeds(1):
-                total += worker.call(
-                    INSIDE + "compare_values", left=paths[0], right=paths[1], pairs=asked, feeds=[feed], **site.plain()
+                total += sessions.ask(
+                    worker, INSIDE + "compare_values", site, left=paths[0], right=paths[1], pairs=asked, feeds=[feed]
                 )
             parts.append(total)
     return np.concatenate(parts) if parts else np.zeros((0, 4))

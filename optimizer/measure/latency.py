@@ -156,6 +156,6 @@ def _take_turns(
     order = list(range(len(workers)))
     while len(taken[0]) < effort.least or time.monotonic() < deadline:
         for i in order if forwards else reversed(order):
-            taken[i].append(workers[i].call(JOBS + "time_block", runs=runs[i], clock=clock))
+            taken[i].append(sessions.ask(workers[i], JOBS + "time_block", runs=runs[i], clock=clock))
         forwards = not forwards
     return taken

@@ -78,14 +78,15 @@ def switched_errors(
     errors = store.get_answer(key)
     if errors is None:
         with sessions.worker() as worker:
-            errors = worker.call(
+            errors = sessions.ask(
+                worker,
                 INSIDE + "switch",
+                site,
                 path=str(store.put_model(made.model)),
                 name=made.switches,
                 masks=masks,
                 feeds=[feed for feed, _ in few.feeds(1)],
                 seconds=seconds,
-                **site.plain(),
             )
         store.put_answer(key, errors)
     return np.asarray(errors)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import glob
 import hashlib
 import json
 import os
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +44,7 @@ EXTERNAL_ABOVE_BYTES = 1_500_000_000
 _ALIGNMENT = 4096  # a page, so that a runtime can map each tensor
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _CHUNK = 1 << 20
+_ABANDONED_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,9 @@ def write(
     """
     check_output(folder, overwrite=overwrite)
     place = folder.absolute().resolve()
-    with _faults_at(place), _parents(place.parent):
-        partial = place.parent / f".{place.name}.{secrets.token_hex(4)}.partial"
-        try:
-            partial.mkdir()
-            _fill(partial, contents, external_above)
-            _put_in_place(partial, place, overwrite)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with _faults_at(place), _parents(place.parent), _partial(place) as partial:
+        _fill(partial, contents, external_above)
+        _put_in_place(partial, place, overwrite)
     return place
 
 
@@ -86,17 +84,12 @@ def write_model_file(path: Path, model: Model, *, external_above: int = EXTERNAL
     :class:`~optimizer.faults.Fault` when the disk is full, read-only or forbidden.
     """
     place = path.absolute()
-    with _faults_at(place), _parents(place.parent):
-        partial = place.parent / f".{place.name}.{secrets.token_hex(4)}.partial"
-        try:
-            partial.mkdir()
-            names = _write_model(partial, place.name, model, external_above)
-            size = sum((partial / n).stat().st_size for n in names)
-            for name in reversed(names):  # weights first: a graph is never there without them
-                (partial / name).replace(place.parent / name)
-            _sync_folder(place.parent)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with _faults_at(place), _parents(place.parent), _partial(place) as partial:
+        names = _write_model(partial, place.name, model, external_above)
+        size = sum((partial / n).stat().st_size for n in names)
+        for name in reversed(names):  # weights first: a graph is never there without them
+            (partial / name).replace(place.parent / name)
+        _sync_folder(place.parent)
     return size
 
 
@@ -161,6 +154,43 @@ def _is_artifact(folder: Path) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return str(schema).startswith(SCHEMA_FAMILY)
+
+
+# -- a place to write ------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def _partial(place: Path) -> Iterator[Path]:
+    """A new folder beside ``place`` to write in; gone when the block ends, unless it was renamed.
+
+    Folders that killed runs left behind are removed first: those that nobody holds a lock on.
+    """
+    for left in place.parent.glob(f".{glob.escape(place.name)}.*.partial"):
+        with contextlib.suppress(OSError), _locked(left):
+            if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(left)
+    partial = place.parent / f".{place.name}.{secrets.token_hex(4)}.partial"
+    try:
+        partial.mkdir()
+        with _locked(partial):
+            yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which ends with the process at the latest. Raises ``OSError`` when another holds it."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(PermissionError):  # some network file systems have no locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 # -- filling the folder ------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,9 +15,12 @@ from optimizer.faults import Exit, Fault, bad_input
 from optimizer.package import golden
 from optimizer.package.artifact import EVIDENCE, GOLDEN, MANIFEST, MODEL, SUMS, WEIGHTS, describe_file
 from optimizer.package.manifest import SCHEMA, SCHEMA_FAMILY
+from optimizer.plan import Caps
+from optimizer.runtime import sessions
 from optimizer.runtime.hardware import host
 from optimizer.runtime.providers import full_name
 from optimizer.runtime.sessions import Site
+from optimizer.source.onnx_file import look, probe
 from optimizer.workers.pool import CallFailed, Worker, WorkerDied
 
 REPLAY_SECONDS = 600.0
@@ -54,46 +58,54 @@ def verify(
     folder: Path | str,
     *,
     latency: bool = False,
+    custom_ops: Sequence[Path] = (),
     features: Collection[str] | None = None,
     replay: Replay | None = None,
     probe: Probe | None = None,
 ) -> VerifyReport:
     """Check the artifact in ``folder``: its files, its graph, its golden pairs, and whether this host suits it.
 
-    ``latency`` also measures the speed here. The rest is for tests: ``features`` of the CPU, as Linux names them,
-    ``replay`` runs the model and ``probe`` times it, each in processes of their own. A model whose digest is wrong is
-    not loaded. Raises :class:`~optimizer.faults.Fault`: bad input when there is no artifact, the runtime's own fault
-    when the provider is missing.
+    ``latency`` also measures the speed here; ``custom_ops`` are libraries that the artifact says it needs, which are
+    loaded only when they are the ones that it was made with. The rest is for tests: ``features`` of the CPU, as Linux
+    names them, ``replay`` runs the model and ``probe`` times it, each in processes of their own. A model whose digest
+    is wrong is not loaded. Raises :class:`~optimizer.faults.Fault`: bad input when there is no artifact, the runtime's
+    own fault when the provider is missing.
     """
     root = Path(folder)
     manifest, findings = _read_manifest(root)
     if manifest is not None:
-        findings += _check_files(root, manifest)
+        findings += [*_check_files(root, manifest), *_check_custom_ops(manifest, custom_ops)]
         if all(f.ok for f in findings):
             findings += _check_graph(root, manifest)
         if all(f.ok for f in findings):
-            findings += _check_answers(root, manifest, replay or replay_in_worker)
+            findings += _check_answers(root, manifest, replay or partial(replay_in_worker, custom_ops=custom_ops))
         findings += _check_host(manifest, host().features if features is None else features)
         if latency and all(f.ok for f in findings):
-            findings += _check_speed(root, manifest, probe or time_in_worker)
+            findings += _check_speed(root, manifest, probe or partial(time_in_worker, custom_ops=custom_ops))
     return VerifyReport(all(f.ok for f in findings), tuple(findings), str(folder))
 
 
-def replay_in_worker(path: Path, feeds: Sequence[Feeds], provider: str, threads: int) -> list[dict[str, Any]]:
+def replay_in_worker(
+    path: Path, feeds: Sequence[Feeds], provider: str, threads: int, custom_ops: Sequence[Path] = ()
+) -> list[dict[str, Any]]:
     """Run a model in a fresh worker process: the one place that names the operation."""
     with Worker.ours() as worker:
+        sessions.prepare(worker, _site(provider, threads, custom_ops))
         arguments = {"path": str(path), "feeds": [dict(f) for f in feeds], "provider": full_name(provider)}
         answer: list[dict[str, Any]] = worker.call(RUN_MODEL, timeout=REPLAY_SECONDS, threads=threads, **arguments)
         return answer
 
 
-def time_in_worker(path: Path, feeds: Feeds, provider: str, threads: int) -> float:
+def time_in_worker(path: Path, feeds: Feeds, provider: str, threads: int, custom_ops: Sequence[Path] = ()) -> float:
     """Median milliseconds of one run, with the same care as a benchmark."""
     from optimizer.measure import latency
 
-    return (
-        latency.compare([path], [dict(feeds)], Site(full_name(provider), threads, ""), latency.quick())[0].latency().p50
-    )
+    site = _site(provider, threads, custom_ops)
+    return latency.compare([path], [dict(feeds)], site, latency.quick())[0].latency().p50
+
+
+def _site(provider: str, threads: int, custom_ops: Sequence[Path]) -> Site:
+    return Site(full_name(provider), threads, "", tuple(str(path.resolve()) for path in custom_ops))
 
 
 # -- manifest ----------------------------------------------------------------------------------------------------------
@@ -104,7 +116,7 @@ def _read_manifest(root: Path) -> tuple[dict[str, Any] | None, list[Finding]]:
         raise bad_input(f"this is not a Lathe artifact: it has no {MANIFEST}", where=str(root), code="not-an-artifact")
     try:
         tree = json.loads((root / MANIFEST).read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return None, [Finding("manifest", False, f"{MANIFEST} is not readable JSON: {error}")]
     schema = str(tree.get("schema", "")) if isinstance(tree, dict) else ""
     if not schema.startswith(SCHEMA_FAMILY):
@@ -204,11 +216,28 @@ def _compare(root: Path, name: str, wanted: Mapping[str, Any]) -> str:
     return "" if got["sha256"] == wanted["sha256"] else f"{name} has another content than the manifest says"
 
 
+def _check_custom_ops(manifest: Mapping[str, Any], given: Sequence[Path]) -> list[Finding]:
+    """The libraries that the artifact needs are here, and are those that it was made with."""
+    wanted = manifest["requires"].get("custom_ops", {})
+    have = {path.name: describe_file(path)["sha256"] for path in given}
+    problems = [f"{name} is needed: give it with --custom-ops" for name in sorted(set(wanted) - set(have))]
+    problems += [f"{name} is not needed" for name in sorted(set(have) - set(wanted))]
+    problems += [
+        f"{name} is another one than at the making" for name in wanted if have.get(name, wanted[name]) != wanted[name]
+    ]
+    return (
+        [Finding("custom operators", not problems, "; ".join(problems) or ", ".join(wanted))] if wanted or have else []
+    )
+
+
 # -- graph and answers -------------------------------------------------------------------------------------------------
 def _check_graph(root: Path, manifest: Mapping[str, Any]) -> list[Finding]:
     try:
+        probe(root / MODEL, look(root / MODEL), Caps())
         with Worker.ours() as worker:
             seen = worker.call(DESCRIBE, timeout=REPLAY_SECONDS, path=str(root / MODEL))
+    except Fault as fault:
+        return [Finding("graph", False, str(fault))]
     except (WorkerDied, CallFailed) as error:
         return [Finding("graph", False, f"{MODEL} cannot be read: {error}")]
     if strange := sorted(set(seen["external"]) - ({WEIGHTS} & set(manifest["files"]))):

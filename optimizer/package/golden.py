@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
 
+from optimizer.data.npz import header
+
 Array = np.ndarray[Any, Any]
 
 TYPES_MEMBER = "types.json"
 """npz member naming the arrays whose element type numpy cannot spell (bfloat16, float8, int4)."""
 
+MOST_BYTES = 2**30
+"""What one file of a golden pair may unpack to: someone else wrote it."""
+
+_BROKEN = (
+    zipfile.BadZipFile, EOFError, KeyError, TypeError, AttributeError, NotImplementedError, RecursionError, zlib.error,
+)  # fmt: skip
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 # Largest difference as a share of the largest expected value. The runtime's own noise between its optimizer off and
@@ -152,9 +162,11 @@ def read(stream: IO[bytes]) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(stream) as archive:
             members = archive.namelist()
+            if sum(item.file_size for item in archive.infolist()) > MOST_BYTES:
+                raise ValueError(f"it would unpack to more than {MOST_BYTES:,} bytes")
             types = json.loads(archive.read(TYPES_MEMBER)) if TYPES_MEMBER in members else {}
             return dict(_get(archive, m, types) for m in members if m != TYPES_MEMBER)
-    except (zipfile.BadZipFile, EOFError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
+    except _BROKEN as error:
         raise ValueError(f"not a readable npz file: {error}") from error
 
 
@@ -162,6 +174,10 @@ def _get(archive: zipfile.ZipFile, member: str, types: Mapping[str, str]) -> tup
     name, dot, ending = member.rpartition(".")
     if dot and ending == "json":
         return name, _unspell(json.loads(archive.read(member)))
+    with archive.open(member) as stream:
+        shape, _, dtype = header(stream)
+        if math.prod(shape) * dtype.itemsize > archive.getinfo(member).file_size:
+            raise ValueError(f"'{member}' holds less than its shape {shape} says")
     with archive.open(member) as stream:
         array: Array = np.lib.format.read_array(stream, allow_pickle=False)
     if name in types:

@@ -47,12 +47,14 @@ def build(
     golden: Sequence[GoldenPair] = (),
     golden_origin: str = "synthetic",
     runs_at: Mapping[str, int] | None = None,
+    custom_ops: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The manifest of ``model`` as plain data; :func:`optimizer.package.artifact.write` adds ``files``.
 
     ``data`` holds one digest per split, ``packages`` the versions of whatever shapes the bytes, ``runs_at`` the batch
-    size and threads that speed was measured at. ``lossy`` says that the recipe spends quality. The same arguments
-    give the same bytes: everything measured belongs into the evidence.
+    size and threads that speed was measured at, ``custom_ops`` the digests of libraries that the model needs.
+    ``lossy`` says that the recipe spends quality. The same arguments give the same bytes: everything measured belongs
+    into the evidence.
     """
     loose = lossy or is_quantized(model)
     return {
@@ -65,7 +67,8 @@ def build(
         },
         "target": {"name": target.name, "digest": digest_of(dataclasses.asdict(target))},
         "provider": provider,
-        "requires": {"cpu_features_any": list(target.requires) if loose else []},
+        "requires": {"cpu_features_any": list(target.requires) if loose else []}
+        | ({"custom_ops": dict(custom_ops)} if custom_ops else {}),
         "data": dict(data or {}),
         "metric": metric,
         "budget": list(budget),

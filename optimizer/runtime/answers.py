@@ -77,10 +77,10 @@ class World:
         path = self.memory.put_model(exposed)
         wanted = {named[name]: spec for name, spec in specs.items()}
         with sessions.worker() as worker:
-            handle = worker.call(FOLDS + "begin_fold", path=str(path), specs=wanted, **self.site.plain())
+            handle = sessions.ask(worker, FOLDS + "begin_fold", self.site, path=str(path), specs=wanted)
             for feeds, real in self._parcels():
-                worker.call(FOLDS + "fold", handle=handle, feeds=feeds, real=real, fed=self.samples.fed(1))
-            states: dict[str, dict[str, Array]] = worker.call(FOLDS + "end_fold", handle=handle)
+                sessions.ask(worker, FOLDS + "fold", handle=handle, feeds=feeds, real=real, fed=self.samples.fed(1))
+            states: dict[str, dict[str, Array]] = sessions.ask(worker, FOLDS + "end_fold", handle=handle)
         return {name: states[named[name]] for name in specs}
 
     def _parcels(self) -> Iterator[tuple[list[Feeds], list[int]]]:
@@ -119,7 +119,7 @@ class World:
         feed, _ = next(iter(self.samples.feeds(1)))
         with sessions.worker() as worker:
             sessions.begin_timing(worker, self.memory.put_model(model), feed, self.site)
-            taken = worker.call(JOBS + "time_block", runs=10, clock=self.site.clock)
+            taken = sessions.ask(worker, JOBS + "time_block", runs=10, clock=self.site.clock)
         return float(np.median(taken))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from optimizer.faults import bad_input
-from optimizer.runtime import values
+from optimizer.runtime import providers, values
 from optimizer.runtime.providers import open_session, plain_words, runtime
 
 Array = np.ndarray[Any, Any]
@@ -34,6 +34,11 @@ def _session(path: str, provider: str, threads: int, optimize: bool) -> Any:
             _SESSIONS.pop(next(iter(_SESSIONS)))
         _SESSIONS[key] = open_session(path, provider, threads, optimize=optimize)
     return _SESSIONS[key]
+
+
+def use_custom_ops(paths: list[str]) -> None:
+    """Let every session of this worker load these libraries of custom operators."""
+    providers.CUSTOM_OPS[:] = paths
 
 
 def run_model(

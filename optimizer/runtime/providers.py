@@ -16,6 +16,10 @@ from passes.kit.options import closest
 MISSING_RUNTIME = "install one flavour: pip install 'lathe[cpu]' (or [cuda], [openvino])"
 
 
+CUSTOM_OPS: list[str] = []
+"""Libraries that every session of this process loads; filled in workers only, with what the user named."""
+
+
 def full_name(name: str) -> str:
     """The onnxruntime name of a provider given by any of its names. Raises a usage Fault with the closest match."""
     if name in PROVIDERS.values():
@@ -86,6 +90,11 @@ def open_session(
         options.optimized_model_filepath = keep
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    for library in CUSTOM_OPS:
+        try:
+            options.register_custom_ops_library(library)
+        except Exception as error:
+            raise bad_input(f"cannot load custom operators: {plain_words(error)}", where=library) from error
     wanted = [provider] if provider == PROVIDERS["cpu"] else [provider, PROVIDERS["cpu"]]
     try:
         session = ort.InferenceSession(path, options, providers=wanted)

@@ -6,24 +6,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
+from optimizer.faults import cannot
 from optimizer.plan import PROVIDERS
-from optimizer.workers.pool import Worker
+from optimizer.workers.pool import Worker, WorkerDied
 
 Array = np.ndarray[Any, Any]
 
 JOBS = "optimizer.runtime.jobs:"
 
+CALL_SECONDS = 1800.0
+"""How long a provider may take for one call (a model loaded, a parcel of samples run) before it is given up."""
+
+CRASHED, HUNG = "provider-crashed", "provider-hung"
+"""Codes of the faults by which :func:`ask` tells that the provider, and not the model's author, is at fault."""
+
 
 @dataclass(frozen=True)
 class Site:
-    """Where models run: the provider's full name, threads, and the runtime's version."""
+    """Where models run: the provider's full name, threads, the runtime's version, and the libraries of custom operators
+    that the user named."""
 
     provider: str
     threads: int
     runtime: str
+    custom_ops: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """As arguments of a job."""
@@ -40,12 +50,41 @@ def worker() -> Worker:
     return Worker.ours()
 
 
+_PREPARED: WeakSet[Worker] = WeakSet()
+
+
+def prepare(worker: Worker, site: Site) -> None:
+    """Tell a new worker which libraries its sessions load: native code, so nothing but the user's flag names them."""
+    if site.custom_ops and worker not in _PREPARED:
+        worker.call(JOBS + "use_custom_ops", paths=list(site.custom_ops))
+        _PREPARED.add(worker)
+
+
+def ask(worker: Worker, op: str, site: Site | None = None, **args: Any) -> Any:
+    """The answer of a job that runs a model; ``site`` is added to the arguments.
+
+    Raises a Fault (exit 4) when the provider took its process down or did not finish in :data:`CALL_SECONDS`, besides
+    what the job raises.
+    """
+    where = site.provider if site else "the provider"
+    try:
+        if site:
+            prepare(worker, site)
+        return worker.call(op, timeout=CALL_SECONDS, **args, **(site.plain() if site else {}))
+    except WorkerDied as death:
+        hint = "Try another --provider, or another version of onnxruntime"
+        if worker.timed_out:
+            message = f"{where} did not finish in {CALL_SECONDS:g} s"
+            raise cannot(message, hint=f"The model may never end. {hint}", code=HUNG) from death
+        raise cannot(f"{where} took its process down: {death}", hint=hint, code=CRASHED) from death
+
+
 def run(
     worker: Worker, path: Path, feeds: Sequence[dict[str, Array]], site: Site, *, optimize: bool = True
 ) -> list[dict[str, Any]]:
-    """Outputs by name for each feed dict."""
-    found: list[dict[str, Any]] = worker.call(
-        JOBS + "run_model", path=str(path), feeds=list(feeds), optimize=optimize, **site.plain()
+    """Outputs by name for each feed dict. Raises as :func:`ask` does."""
+    found: list[dict[str, Any]] = ask(
+        worker, JOBS + "run_model", site, path=str(path), feeds=list(feeds), optimize=optimize
     )
     return found
 
@@ -59,7 +98,7 @@ def begin_timing(
     core: int | None = None,
 ) -> dict[str, Any]:
     """Load one model in ``worker`` for timing; see :func:`optimizer.runtime.jobs.begin_timing`."""
-    found: dict[str, Any] = worker.call(
-        JOBS + "begin_timing", path=str(path), feeds=feed, warm_up_ms=warm_up_ms, core=core, **site.plain()
+    found: dict[str, Any] = ask(
+        worker, JOBS + "begin_timing", site, path=str(path), feeds=feed, warm_up_ms=warm_up_ms, core=core
     )
     return found

@@ -9,21 +9,27 @@ from pathlib import Path
 Reason = tuple[str, str]
 _TO_FACTORY = "Name a function that returns the module instead: package.module:factory"
 
+_WITH_WEIGHTS = f"{_TO_FACTORY}, with these as --weights"
+_TRUST = "If you trust its maker, add --trust-code; or name a function that returns the module: package.module:factory"
+
 _UNSAFE, _WEIGHTS = "unsafe-model", "not-a-model"
 
 REFUSED: dict[str, tuple[str, str, str]] = {
-    ".pt2": (_UNSAFE, "loading a .pt2 file can run any code inside it", _TO_FACTORY),
-    ".pt": (_UNSAFE, "loading a PyTorch file can run any code inside it", _TO_FACTORY),
-    ".pth": (_UNSAFE, "loading a PyTorch file can run any code inside it", _TO_FACTORY),
-    ".torchscript": (_UNSAFE, "loading TorchScript can run any code inside it", _TO_FACTORY),
-    ".ckpt": (_UNSAFE, "a checkpoint is a pickle, and loading it can run any code inside it", _TO_FACTORY),
-    ".pkl": (_UNSAFE, "loading a pickle can run any code inside it", _TO_FACTORY),
-    ".pickle": (_UNSAFE, "loading a pickle can run any code inside it", _TO_FACTORY),
+    ".pt2": (_UNSAFE, "loading a .pt2 file can run any code inside it", _TRUST),
+    ".pt": (_UNSAFE, "loading a PyTorch file can run any code inside it", _TRUST),
+    ".pth": (_UNSAFE, "loading a PyTorch file can run any code inside it", _TRUST),
+    ".torchscript": (_UNSAFE, "loading TorchScript can run any code inside it", _TRUST),
+    ".ckpt": (_UNSAFE, "a checkpoint is a pickle, and loading it can run any code inside it", _TRUST),
+    ".pkl": (_UNSAFE, "loading a pickle can run any code inside it", _TRUST),
+    ".pickle": (_UNSAFE, "loading a pickle can run any code inside it", _TRUST),
     ".joblib": (_UNSAFE, "loading a pickle can run any code inside it", "Export it to ONNX (skl2onnx)"),
-    ".bin": (_WEIGHTS, "it holds weights without the model's code", _TO_FACTORY),
-    ".safetensors": (_WEIGHTS, "it holds weights without the model's code", _TO_FACTORY),
+    ".bin": (_WEIGHTS, "it holds weights without the model's code", _WITH_WEIGHTS),
+    ".safetensors": (_WEIGHTS, "it holds weights without the model's code", _WITH_WEIGHTS),
 }
 """Files that are not opened, by suffix: code of the fault, why, and what to do instead."""
+
+TRUSTED = frozenset(suffix for suffix, (_, _, hint) in REFUSED.items() if hint == _TRUST)
+"""Those that ``--trust-code`` opens, in a worker for user code."""
 
 FOREIGN: dict[str, tuple[str, str]] = {
     ".tflite": ("a TensorFlow Lite model", "Convert it to ONNX first (tf2onnx --tflite)"),

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from optimizer.faults import Exit, Fault, bad_input, broken
+from optimizer.plan import Caps
 from optimizer.source import training
 from optimizer.source.external import BROKEN, UNSAFE, byte_size, confine, is_external, tensors_in
 from optimizer.source.looks import closest_file, not_onnx
-from optimizer.workers.child import limit_address_space
+from optimizer.source.structure import bodies, check_names, check_size, put_in_order
+from optimizer.workers import limits
 from optimizer.workers.pool import CallFailed, Worker, WorkerDied
 from passes.kit.model import Model
+from passes.kit.shapes import Shapes
 from passes.kit.target import Target
 
 OLDEST_IR = 3
+DEFAULT_CAPS = Caps()
 PROBE = "optimizer.source.onnx_file:probe_file"
 LARGEST_FILE_BYTES = 2**31 - 1
 """protobuf cannot hold more in one message."""
 
-PARSE_FACTOR, PARSE_SLACK_BYTES = 6, 2**30
-"""Address space that reading may take: a multiple of the file (bytes, message, graph) and a fixed part."""
+PARSE_FACTOR, PARSE_SLACK_BYTES = 8, 320 * 2**20
+"""Address space that reading may take: a multiple of the file (bytes, messages, graph) and a fixed part."""
 
 PROBE_SECONDS, PROBE_BYTES_PER_SECOND = 60.0, 10e6
 
@@ -42,23 +48,41 @@ class Loaded:
     beyond: str = ""
 
 
-def load(path: Path, target: Target, *, fix_training: bool = False, refuse_training: bool = False) -> Loaded:
+def load(
+    path: Path, target: Target, *, caps: Caps = DEFAULT_CAPS, fix_training: bool = False, refuse_training: bool = False
+) -> Loaded:
     """Open ``path``. External data is memory-mapped; nothing that the file says is trusted before it is checked.
 
     Raises :class:`Fault` (exit 3): ``model-missing``, ``not-onnx``, ``broken-model``, ``unsafe-model``,
-    ``training-mode`` (only with ``refuse_training``).
+    ``over-limit`` (more than ``caps`` allow), ``training-mode`` (only with ``refuse_training``).
     """
     size = look(path)
-    told = _probe(path, size)
+    told = probe(path, size, caps)
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != told["sha256"]:
+        raise bad_input("the file changed while it was opened", where=str(path), code=UNSAFE)
     proto = onnx.ModelProto()
-    proto.ParseFromString(path.read_bytes())
-    notes = _normalize(proto)
+    proto.ParseFromString(data)
+    notes = [*told["notes"], *_normalize(proto)]
     model = to_model(proto, path.parent)
+    _check_writable(model, path)
     beyond = _beyond(model, target)
     notes += [beyond] if beyond else []
     notes += _training_notes(model, path, fix_training, refuse_training)
     notes += _unnamed_note(model)
     return Loaded(model, size + int(told["external_bytes"]), tuple(notes), beyond)
+
+
+def _check_writable(model: Model, path: Path) -> None:
+    """What can be read but not written again has no digest, and no pass can hand it on."""
+    try:
+        model.digest()
+    except Exception as error:
+        inner = error
+        while inner.__cause__ is not None:
+            inner = inner.__cause__  # type: ignore[assignment]
+        message = f"the model cannot be written again ({type(inner).__name__}: {str(inner)[:200]})"
+        raise bad_input(message, where=str(path), code=BROKEN) from error
 
 
 def look(path: Path) -> int:
@@ -93,50 +117,93 @@ def _unreadable(path: Path) -> Fault:
     return broken("no permission to read the file", where=str(path), code="permission")
 
 
-def _probe(path: Path, size: int) -> dict[str, int]:
-    """Parse the file in a child, so that a crash or a memory bomb costs the child alone."""
+def probe(path: Path, size: int, caps: Caps) -> dict[str, Any]:
+    """Parse the file of ``size`` bytes in a child, so that a crash or a memory bomb costs the child alone.
+
+    Returns what :func:`probe_file` does and raises :class:`Fault` for whatever becomes of it.
+    """
     seconds = PROBE_SECONDS + size / PROBE_BYTES_PER_SECOND
     try:
         with Worker.ours() as worker:
-            return _call(worker, path, seconds)
+            told = _call(worker, path, seconds, caps)
     except Fault as fault:
         fault.where = fault.where or str(path)
         raise
     except WorkerDied as death:
         raise bad_input(f"reading the file ended the reader: {death}", where=str(path), code=BROKEN) from death
     except CallFailed as failure:
-        if failure.kind == "MemoryError":
+        if failure.kind in _OUT_OF_MEMORY:
             message = "the file unpacks to far more memory than its size explains"
             raise bad_input(message, where=str(path), code=UNSAFE) from failure
         message = f"the file cannot be read as a model ({failure.kind}: {str(failure)[:200]})"
         raise bad_input(message, where=str(path), code=BROKEN) from failure
-
-
-def _call(worker: Worker, path: Path, seconds: float) -> dict[str, int]:
-    told: dict[str, int] = worker.call(PROBE, timeout=seconds, path=str(path))
+    if lacks := limits.missing():
+        told["notes"].append(f"this system cannot limit {' and '.join(lacks)}: open files from strangers elsewhere")
     return told
 
 
-def probe_file(path: str) -> dict[str, int]:
-    """Parse ``path`` and check it as far as loading needs; runs in a worker of ours, which it limits for good.
+_OUT_OF_MEMORY = ("MemoryError", "_ArrayMemoryError", "bad_alloc")
 
-    Returns ``external_bytes``. Raises :class:`Fault`, or whatever the libraries raise on what they cannot read.
+
+def _call(worker: Worker, path: Path, seconds: float, caps: Caps) -> dict[str, Any]:
+    told: dict[str, Any] = worker.call(PROBE, timeout=seconds, path=str(path), seconds=seconds, caps=asdict(caps))
+    return told
+
+
+def probe_file(path: str, seconds: float, caps: dict[str, int]) -> dict[str, Any]:
+    """Parse ``path`` and check it as far as loading and the passes need; runs in a worker, which it limits for good.
+
+    Returns ``external_bytes``, ``sha256`` of what was read and ``notes``. Raises :class:`Fault`, or whatever the
+    libraries raise on what they cannot read.
     """
-    size = Path(path).stat().st_size
-    limit_address_space(PARSE_FACTOR * size + PARSE_SLACK_BYTES)
+    file = Path(path)
+    size = file.stat().st_size
+    limits.hold(extra_address_bytes=PARSE_FACTOR * size + PARSE_SLACK_BYTES, cpu_seconds=seconds, file_bytes=0)
+    objection = _objection(path)
+    data = file.read_bytes()
     proto = onnx.ModelProto()
     try:
-        proto.ParseFromString(Path(path).read_bytes())
+        proto.ParseFromString(data)
     except DecodeError:
         hint = "It is truncated or damaged: export or download it again"
         raise bad_input("the file is not a complete ONNX model", hint=hint, code="not-onnx") from None
     _check_header(proto)
-    stretches = confine(proto, Path(path).parent)
+    external = sum(s.length for s in confine(proto, file.parent))
+    if any(word in objection for word in _OF_EXTERNAL_DATA):
+        raise bad_input(f"onnx.checker refuses its external data: {objection}", code=UNSAFE)
+    _check_bytes(size + external, Caps(**caps))
+    check_size(proto, Caps(**caps))
     _check_data(proto)
-    _check_names(proto.graph, set())
+    check_names(proto.graph)
+    notes = [f"onnx.checker objects to this file: {objection}"] if objection else []
     _normalize(proto)
-    to_model(proto, Path(path).parent)
-    return {"external_bytes": sum(s.length for s in stretches)}
+    model = to_model(proto, file.parent)
+    Shapes(model).dtype(next(iter(model.graph.outputs), None))  # native code that the passes rely on: let it crash here
+    return {"external_bytes": external, "sha256": hashlib.sha256(data).hexdigest(), "notes": notes}
+
+
+_RANKLESS = "Field 'shape' of 'type' is required but missing"
+"""Runtimes take values of unknown rank, and many exporters write them."""
+
+_OF_EXTERNAL_DATA = ("external data", "Location of external", "should be stored in", "data_location", "hardlink")
+
+
+def _objection(path: str) -> str:
+    """What ``onnx.checker`` has against the file, on its path, where it looks at external data too."""
+    try:
+        onnx.checker.check_model(path)
+    except MemoryError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        return "" if _RANKLESS in text else text or type(error).__name__
+    return ""
+
+
+def _check_bytes(total: int, caps: Caps) -> None:
+    if total > caps.model_bytes:
+        message = f"the model takes {total:,} bytes with its external data, more than the {caps.model_bytes:,} allowed"
+        raise bad_input(message, code="over-limit", hint="--max-model-bytes allows more")
 
 
 def _check_header(proto: onnx.ModelProto) -> None:
@@ -148,6 +215,8 @@ def _check_header(proto: onnx.ModelProto) -> None:
         raise bad_input(message, code=BROKEN, hint="Export it again")
     if not proto.opset_import:
         raise bad_input("the model does not say which opset it uses", code=BROKEN, hint="It may be truncated")
+    if odd := next((o for o in proto.opset_import if o.version < 1), None):
+        raise bad_input(f"the model uses opset {odd.version} of '{odd.domain or 'ai.onnx'}'", code=BROKEN)
 
 
 def _check_data(proto: onnx.ModelProto) -> None:
@@ -170,37 +239,6 @@ def _typed_count(tensor: onnx.TensorProto) -> int:
     return sum(len(field) for field in fields)
 
 
-def _check_names(graph: onnx.GraphProto, outer: set[str]) -> None:
-    """Every name that is read is written somewhere, and written once."""
-    known = set(outer)
-    known.update(v.name for v in graph.input)
-    known.update(t.name for t in graph.initializer)
-    known.update(t.values.name for t in graph.sparse_initializer)
-    written: set[str] = set()
-    for node in graph.node:
-        for name in filter(None, node.output):
-            if name in written:
-                raise bad_input(f"two nodes write the value '{name}'", code=BROKEN)
-            written.add(name)
-    known |= written
-    for node in graph.node:
-        for name in node.input:
-            if name and name not in known:
-                raise bad_input(f"node '{node.name or node.op_type}' reads '{name}', which nothing writes", code=BROKEN)
-        for nested in _bodies(node):
-            _check_names(nested, known)
-    for value in graph.output:
-        if value.name not in known:
-            raise bad_input(f"nothing writes the output '{value.name}'", code=BROKEN)
-
-
-def _bodies(node: onnx.NodeProto) -> Iterable[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
 def to_model(proto: onnx.ModelProto, folder: Path) -> Model:
     """The handle, with the weights of its graphs memory-mapped from ``folder`` and other external tensors read in."""
     mapped = list(_initializers(proto.graph))  # kept alive, because identity is what tells them apart
@@ -216,13 +254,16 @@ def to_model(proto: onnx.ModelProto, folder: Path) -> Model:
 def _initializers(graph: onnx.GraphProto) -> Iterable[onnx.TensorProto]:
     yield from graph.initializer
     for node in graph.node:
-        for nested in _bodies(node):
+        for nested in bodies(node):
             yield from _initializers(nested)
 
 
 def _normalize(proto: onnx.ModelProto) -> list[str]:
-    """One import for each domain, ``ai.onnx`` under its short name; says what was ambiguous."""
+    """One import for each domain, ``ai.onnx`` under its short name, and nodes in order; says what was not so."""
     notes = _one_import_each(proto, "the model")
+    moved = [put_in_order(owner) for owner in (proto.graph, *proto.functions)]
+    if any(moved):
+        notes.append("nodes stood before what they read; they were put in order")
     for function in proto.functions:
         notes += _one_import_each(function, f"function '{function.name}'")
     if len(proto.training_info):

@@ -13,7 +13,7 @@ import numpy as np
 from optimizer.faults import Fault, bad_input, usage
 from optimizer.plan import SourceRequest
 from optimizer.source import onnx_file
-from optimizer.source.looks import FOREIGN, REFUSED
+from optimizer.source.looks import FOREIGN, REFUSED, TRUSTED
 from optimizer.source.parity import Parity, Run
 from optimizer.source.user_code import Spec, is_code, parse
 from passes.kit.model import Model
@@ -83,12 +83,15 @@ def open_source(
         return _open_folder(request, path, target)
     if is_code(text) and not exists:
         return _open_code(request, target, scratch, example, run)
+    if request.trust_code and path.suffix.lower() in TRUSTED and exists:
+        return _open_trusted(request, path, target, scratch, example, run)
     _refuse(path, text, exists)
     return _open_file(request, path, path.stem, target)
 
 
 def _open_file(request: SourceRequest, path: Path, name: str, target: Target) -> Source:
-    loaded = onnx_file.load(path, target, fix_training=request.fix_training, refuse_training=request.refuse_training)
+    flags = {"fix_training": request.fix_training, "refuse_training": request.refuse_training}
+    loaded = onnx_file.load(path, target, caps=request.caps, **flags)
     return Source(
         name=name,
         kind="onnx",
@@ -108,6 +111,7 @@ def _without_effect(request: SourceRequest) -> tuple[str, ...]:
         "--dynamic": request.dynamic,
         "--shape": request.shapes,
         "--opset": request.opset,
+        "--weights": request.weights,
     }
     named = [flag for flag, value in given.items() if value]
     return (f"{' and '.join(named)}: without effect, as the model is ONNX already",) if named else ()
@@ -185,6 +189,16 @@ def _open_code(
     return _open_torch(request, spec, _name(spec), "torch", target, scratch, example or {}, run, None)
 
 
+def _open_trusted(
+    request: SourceRequest, path: Path, target: Target, scratch: Path, example: Arrays | None, run: Run | None
+) -> Source:
+    """A PyTorch file that the user trusts: loaded and exported in the worker for user code, never here."""
+    if not path.is_file():
+        raise bad_input("this is not a plain file", where=request.model, code="unsafe-model")
+    spec, file = Spec(request.model, "", request.folder.resolve()), path.resolve()
+    return _open_torch(request, spec, path.stem, "torch", target, scratch, example or {}, run, None, file)
+
+
 def _name(spec: Spec) -> str:
     module, factory = spec.module.rpartition(".")[2], spec.name.replace(".", "-")
     return module if factory.lower() in (*_PLAIN_FACTORIES, module.lower()) else f"{module}-{factory}"
@@ -200,10 +214,11 @@ def _open_torch(
     example: Arrays,
     run: Run | None,
     data: Path | None,
+    file: Path | None = None,
 ) -> Source:
     from optimizer.source.torch_source import Job, open_torch
 
-    job = Job(spec, request, target, scratch, example, run, (str(request.folder.resolve()),))
+    job = Job(spec, request, target, scratch, example, run, (str(request.folder.resolve()),), file)
     exported = open_torch(job)
     return Source(
         name=name,

@@ -58,7 +58,8 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Job:
-    """What an export needs to know. ``roots`` are further folders that user code is imported from."""
+    """What an export needs to know. ``roots`` are further folders that user code is imported from; ``file`` is a
+    PyTorch file to load in place of a factory, which the user trusts to run code."""
 
     spec: Spec
     request: SourceRequest
@@ -67,6 +68,7 @@ class Job:
     arrays: Mapping[str, np.ndarray[Any, Any]]
     run: Run | None
     roots: tuple[str, ...] = ()
+    file: Path | None = None
 
 
 def open_torch(job: Job) -> Exported:
@@ -85,7 +87,10 @@ def export_in(worker: UserWorker, job: Job) -> Exported:
     check_texts(job.request)
     roots = [str(example.root)] if example and example.root != job.spec.root else []
     roots += [root for root in job.roots if root != str(job.spec.root)]
-    built = _ask(worker, "build", factory=job.spec.dotted, roots=roots)
+    if job.file is not None:
+        built = _ask(worker, "build_file", path=str(job.file), roots=roots)
+    else:
+        built = _ask(worker, "build", factory=job.spec.dotted, roots=roots, weights=_weights(job.request))
     prepared = _ask(
         worker,
         "prepare",
@@ -102,6 +107,16 @@ def export_in(worker: UserWorker, job: Job) -> Exported:
 
 def _ask(worker: UserWorker, op: str, **args: Any) -> Any:
     return worker.call(f"torch_worker.py:{op}", timeout=EXPORT_SECONDS, **args)
+
+
+def _weights(request: SourceRequest) -> str | None:
+    """Where the state dict is. Raises :class:`Fault` (exit 3) when there is no such file."""
+    if request.weights is None:
+        return None
+    path = (request.folder / request.weights).expanduser().resolve()
+    if not path.is_file():
+        raise bad_input("there is no such file of weights", where=str(request.weights), code="weights-missing")
+    return str(path)
 
 
 def check_texts(request: SourceRequest) -> None:
@@ -213,7 +228,7 @@ def _try(worker: UserWorker, job: Job, attempt: Attempt, path: Path, faults: lis
     if told["reason"]:
         return str(told["reason"])
     flags = {"fix_training": job.request.fix_training, "refuse_training": job.request.refuse_training}
-    loaded = onnx_file.load(path, replace(job.target, max_ir=ANY_IR), **flags)
+    loaded = onnx_file.load(path, replace(job.target, max_ir=ANY_IR), caps=job.request.caps, **flags)
     model = loaded.model
     if model.opset != attempt.opset:
         return f"it wrote opset {model.opset} instead of {attempt.opset}"

@@ -34,11 +34,13 @@ def _neighbour(name: str) -> types.ModuleType:
 
 
 if TYPE_CHECKING:
+    from optimizer.source import torch_modules as modules
     from optimizer.source import torch_shapes as shapes
     from optimizer.source import torch_trees as trees
     from optimizer.source import user_import as user
 else:
     user, trees, shapes = _neighbour("user_import"), _neighbour("torch_trees"), _neighbour("torch_shapes")
+    modules = _neighbour("torch_modules")
 
 INLINE_LIMIT_BYTES = 1_500_000_000
 """Weights above this go to a file beside the model: one protobuf message cannot hold 2 GiB."""
@@ -51,7 +53,7 @@ REASON = 260
 
 @dataclass
 class Subject:
-    """The module at hand. ``original`` is its own forward; ``tree`` the arguments with leaves for tensors."""
+    """The module at hand. ``original`` is its own forward; ``example`` the arguments that its file brought."""
 
     module: Any
     original: Callable[..., Any]
@@ -60,6 +62,7 @@ class Subject:
     tensors: list[Any] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     data: list[list[Any]] = field(default_factory=list)
+    example: Any = None
 
 
 _AT_HAND: list[Subject] = []
@@ -70,20 +73,37 @@ def _subject() -> Subject:
 
 
 # -- building ----------------------------------------------------------------------------------------------------
-def build(factory: str, roots: Sequence[str]) -> dict[str, Any]:
+def build(factory: str, roots: Sequence[str], weights: str | None = None) -> dict[str, Any]:
     """Import ``module:factory``, make the module and put it into eval mode on the CPU.
 
-    Returns ``type``, ``weight_bytes``, ``parameters`` (names of forward's parameters) and ``notes``.
+    ``weights`` is a state dict to load into it. Returns ``type``, ``weight_bytes``, ``parameters`` (names of forward's
+    parameters) and ``notes``.
     """
-    if importlib.util.find_spec("torch") is None:
-        raise user.missing_package("torch")
+    _require_torch()
     thing = user.load(factory, roots)
     import torch
 
     torch.manual_seed(SEED)
-    module = _as_module(thing, factory)
-    notes = _settle(module)
-    _AT_HAND[:] = [Subject(module, module.forward, factory)]
+    module = modules.as_module(thing, factory)
+    notes = modules.load_weights(module, Path(weights)) if weights else []
+    return _take(module, factory, notes)
+
+
+def build_file(path: str, roots: Sequence[str]) -> dict[str, Any]:
+    """Load the module in a PyTorch file, which runs whatever code the file holds; returns what :func:`build` does."""
+    _require_torch()
+    opened = modules.load_file(Path(path), roots)
+    return _take(modules.as_module(opened.module, path), path, [opened.note], opened.example)
+
+
+def _require_torch() -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise user.missing_package("torch")
+
+
+def _take(module: Any, spec: str, notes: list[str], example: Any = None) -> dict[str, Any]:
+    notes = notes + modules.settle(module)
+    _AT_HAND[:] = [Subject(module, module.forward, spec, example=example)]
     tensors = [*module.parameters(), *module.buffers()]
     return {
         "type": type(module).__name__,
@@ -91,76 +111,6 @@ def build(factory: str, roots: Sequence[str]) -> dict[str, Any]:
         "parameters": list(inspect.signature(module.forward).parameters),
         "notes": notes,
     }
-
-
-def _as_module(thing: Any, factory: str) -> Any:
-    from torch import nn
-
-    if isinstance(thing, nn.Module):
-        return _unwrapped(thing)
-    if not callable(thing):
-        raise user.Told(
-            "not-a-module", f"'{factory}' is {_a(thing)}, neither an nn.Module nor a function that returns one"
-        )
-    _needs_no_arguments(thing, factory)
-    with user.telling("factory-failed", f"the factory '{factory}'"):
-        made = thing()
-    if isinstance(made, nn.Module):
-        return _unwrapped(made)
-    raise user.Told("not-a-module", f"'{factory}' returned {_a(made)}, not an nn.Module", hint=_advice(made))
-
-
-def _unwrapped(module: Any) -> Any:
-    parallel = type(module).__name__ in ("DataParallel", "DistributedDataParallel")
-    return module.module if parallel else module
-
-
-def _needs_no_arguments(factory: Callable[..., Any], spec: str) -> None:
-    try:
-        parameters = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):
-        return
-    empty, free = inspect.Parameter.empty, (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    wanted = [p.name for p in parameters if p.default is empty and p.kind not in free]
-    if wanted:
-        message = f"'{spec}' needs arguments ({', '.join(wanted)})"
-        raise user.Told("factory-failed", message, hint="Name a function without arguments that returns the module")
-
-
-def _a(thing: Any) -> str:
-    if thing is None:
-        return "None"
-    name = type(thing).__name__
-    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
-
-
-def _advice(made: Any) -> str:
-    if made is None:
-        return "Does the function lack its return statement?"
-    if isinstance(made, Mapping):
-        return "Is it a state_dict? Build the module, call load_state_dict on it and return the module"
-    if isinstance(made, (tuple, list)):
-        return "Return the module alone"
-    if callable(made):
-        return "Return the module itself, not something that makes it"
-    return "Return an instance of torch.nn.Module"
-
-
-def _settle(module: Any) -> list[str]:
-    """Eval mode everywhere, on the CPU, without gradients."""
-    notes = []
-    with user.telling("factory-failed", "putting the module into eval mode"):
-        if any(m.training for m in module.modules()):
-            notes.append("the module was in training mode and was put into eval mode")
-        module.eval()
-        for part in module.modules():
-            part.training = False  # some modules override train() and stay as they were
-        if any(t.device.type != "cpu" for t in (*module.parameters(), *module.buffers())):
-            notes.append("the module was on another device and was moved to the CPU")
-            module.cpu()
-        for parameter in module.parameters():
-            parameter.requires_grad_(False)
-    return notes
 
 
 # -- example inputs ----------------------------------------------------------------------------------------------
@@ -196,6 +146,8 @@ def _candidates(
     if wanted:
         return [("shapes", trees.Arguments((), shapes.make(wanted, list(_forward_parameters(at)), SEED)))]
     found = [("data", arguments) for arguments in _from_data(at, arrays)]
+    if at.example is not None:
+        found.append(("the file's own", trees.Arguments(*at.example)))
     beside = getattr(sys.modules.get(at.spec.partition(":")[0]), "example_inputs", None)
     if beside is not None:
         name = f"{at.spec.partition(':')[0]}:example_inputs"
@@ -460,8 +412,9 @@ def _export_older(
     run = lambda ts: _run(at.module.forward, ts).tensors  # noqa: E731
     if dims:
         axes |= shapes.output_axes(run, at.names, tensors, at.outputs, dims)
+    subject = getattr(at.module, "exports_as", at.module)
     torch.onnx.export(
-        at.module, tuple(tensors), path, dynamo=False, input_names=at.names, output_names=at.outputs,
+        subject, tuple(tensors), path, dynamo=False, input_names=at.names, output_names=at.outputs,
         opset_version=opset, dynamic_axes=axes or None,
     )  # fmt: skip
 

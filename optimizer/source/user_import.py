@@ -77,9 +77,7 @@ def load(spec: str, roots: Sequence[str] = ()) -> Any:
 
     Raises :class:`Told` when the module or the name is missing, or when importing the module fails.
     """
-    for root in reversed(roots):
-        if root not in sys.path:
-            sys.path.insert(1, root)
+    reach(roots)
     module_name, _, attribute = spec.partition(":")
     found: Any = _module(module_name)
     for part in attribute.split("."):
@@ -89,9 +87,16 @@ def load(spec: str, roots: Sequence[str] = ()) -> Any:
     return found
 
 
-def _module(name: str) -> Any:
+def reach(roots: Sequence[str]) -> None:
+    """Let user code be imported from ``roots`` too, after its own folder, before any of it runs."""
+    for root in reversed(roots):
+        if root not in sys.path:
+            sys.path.insert(1, root)
     # Our messages travel over stdin: user code that reads it must find it empty.
     sys.stdin = Path(os.devnull).open()  # noqa: SIM115 - for the rest of the process
+
+
+def _module(name: str) -> Any:
     with telling("user-code-failed", f"importing '{name}'"):
         try:
             return importlib.import_module(name)

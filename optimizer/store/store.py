@@ -4,16 +4,18 @@ Layout under the cache folder::
 
     graphs/DIGEST.onnx           a graph; tensors above 1 KiB point to blobs/ beside it, so the runtime loads it as is
     graphs/blobs/DIGEST          the bytes of one tensor, shared by every graph that holds it
-    answers/DIGEST               one message of plain data and arrays (what was measured or asked)
+    answers/DIGEST               a SHA-256, then one message of plain data and arrays (what was measured or asked)
     looks/DIGEST                 how often a confirm split has been looked at
 
-Every file is written under a temporary name and renamed, so that a reader sees all of it or nothing.
+Every file is written under a temporary name and renamed, so that a reader sees all of it or nothing. What a process
+has not written itself it checks against its digest when it first meets it: disks lie, and other tools reach in.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -28,9 +30,10 @@ import onnx_ir as ir
 
 from optimizer.faults import broken
 from optimizer.workers import wire
-from passes.kit.model import Model
+from passes.kit.model import Model, tensor_digest
 
 LIMIT_BYTES = 10 * 1024**3
+_SUM = 32
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._sound: set[str] = set()  # digests of models that this process wrote, or has looked at
+        self._sound: set[str] = set()  # digests of models and tensors that this process wrote, or has looked at
         try:
             for name in ("graphs/blobs", "answers", "looks", "scratch"):
                 (root / name).mkdir(parents=True, exist_ok=True)
@@ -98,8 +101,10 @@ class Store:
 
     def _place(self, tensor: ir.TensorProtocol, digest: str) -> ir.ExternalTensor:
         blob = self.root / "graphs" / "blobs" / digest
-        if not blob.exists() or blob.stat().st_size != tensor.nbytes:
-            _write(blob, lambda stream: stream.write(tensor.tobytes()))
+        if digest not in self._sound or not blob.exists():
+            if not _holds(blob, tensor, digest):
+                _write(blob, lambda stream: stream.write(tensor.tobytes()))
+            self._sound.add(digest)
         shape = ir.Shape(tensor.shape.numpy())
         return ir.ExternalTensor(f"blobs/{digest}", 0, tensor.nbytes, tensor.dtype, shape=shape, name="")
 
@@ -118,14 +123,19 @@ class Store:
     # -- answers -------------------------------------------------------------------------------------------------
     def put_answer(self, key: str, answer: Any) -> None:
         """Keep plain data and arrays under a key made by :func:`key_of`."""
-        _write(self.root / "answers" / key, lambda stream: wire.send(stream, answer))
+        message = io.BytesIO()
+        wire.send(message, answer)
+        data = message.getvalue()
+        _write(self.root / "answers" / key, lambda stream: stream.write(hashlib.sha256(data).digest() + data))
 
     def get_answer(self, key: str) -> Any | None:
-        """What was kept under ``key``, or ``None``."""
+        """What was kept under ``key``, or ``None``. A damaged answer is forgotten."""
         path = self.root / "answers" / key
         try:
-            with path.open("rb", buffering=1 << 16) as stream:
-                answer = wire.receive(stream)
+            data = memoryview(path.read_bytes())
+            if hashlib.sha256(data[_SUM:]).digest() != data[:_SUM]:
+                raise ValueError("the answer is damaged")
+            answer = wire.receive(io.BytesIO(data[_SUM:]))
         except FileNotFoundError:
             return None
         except Exception:
@@ -182,6 +192,25 @@ class Store:
 def key_of(*parts: Any) -> str:
     """A digest of plain parts, the name of an answer."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _holds(blob: Path, tensor: ir.TensorProtocol, digest: str) -> bool:
+    """Whether the file holds the tensor of that digest, bit for bit."""
+    try:
+        if blob.stat().st_size != tensor.nbytes:
+            return False
+        kept = ir.ExternalTensor(
+            blob.name,
+            0,
+            tensor.nbytes,
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape.numpy()),
+            name="",
+            base_dir=blob.parent,
+        )
+        return tensor_digest(kept) == digest
+    except OSError:
+        return False
 
 
 def _external_tensors(model: Model) -> Iterator[ir.ExternalTensor]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.faults import Fault
+from optimizer.plan import Caps
 from optimizer.records import PassNote
 from optimizer.runtime import sessions
 from optimizer.runtime.answers import World
@@ -26,17 +27,20 @@ from optimizer.verify.proofs import Counts, count
 from optimizer.verify.reduce import TOLERANCE, reduce
 from optimizer.verify.reproduce import folder_name, write
 from optimizer.verify.verifier import Verifier
-from optimizer.workers.pool import CallFailed, WorkerDied
+from optimizer.workers.pool import CallFailed, Worker, WorkerDied
 from passes import catalogue
 from passes.kit.context import NoData, Site, Without
 from passes.kit.contract import Change, Exactness, Pass, PassResult, Skip
-from passes.kit.model import Model
+from passes.kit.model import LARGEST_PROTO_BYTES, Model
 from passes.kit.recipe import Recipe
 
 NATIVE_SECONDS = 600.0
 REPRODUCERS = "reproducers"
 WORKING_COPIES = 4
 """Copies of the weights that a pass may hold at once: input, fork, float64 arithmetic, serialized form."""
+
+ISOLATED_SLACK_BYTES = 640 * 2**20
+"""Address space, beside copies of the weights, of the worker that runs our passes on a file."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +86,19 @@ class _Attempt:
 
 @dataclass
 class Builder:
-    """Applies recipes to one source. Prefixes that were applied before come from the store."""
+    """Applies recipes to one source. Prefixes that were applied before come from the store.
+
+    ``isolate`` runs our own lossless passes in a worker too, because the source is a file that may have been made to
+    exhaust memory or time in the libraries that they use. Call :meth:`close` at the end.
+    """
 
     world: World
     verifier: Verifier
     store: Store
     extra: dict[str, type[Pass]]
+    most_folded_bytes: int = Caps().folded_bytes
+    isolate: bool = False
+    _worker: Worker | None = None
 
     def build(self, source: Model, recipe: Recipe) -> Candidate:
         """Apply ``recipe`` to ``source``. Raises :class:`NoData` when a pass needs data that is not there."""
@@ -179,6 +190,10 @@ class Builder:
             return _Attempt(PassResult(model), _words(error))
         if not result.changes:
             return _Attempt(result)
+        grown = result.model.weight_bytes() - model.weight_bytes()
+        if grown > self.most_folded_bytes:
+            fault = f"it adds {grown:,} bytes to the weights; --max-folded-bytes allows more"
+            return _Attempt(PassResult(model), fault)
         check = self.verifier.check(model, result.model, subject.exactness)
         if check.fault:
             return self._rescued(model, text, subject, result) or _Attempt(PassResult(model), check.fault, check.worst)
@@ -233,21 +248,38 @@ class Builder:
         """What the pass gives. One that wraps native code or is not ours runs in a worker, where it may crash, exit
         and print; unless it asks for something that only this process can answer."""
         context = Without(self.world, forbidden) if forbidden else self.world
-        if not subject.native and _is_ours(type(subject).__module__):
+        ours = not subject.native and _is_ours(type(subject).__module__)
+        apart = self.isolate and subject.exactness is not Exactness.LOSSY and model.weight_bytes() < LARGEST_PROTO_BYTES
+        if ours and not apart:
             return subject(model, context)
         try:
-            return self._native(model, text, type(subject), forbidden)
+            return self._native(model, text, type(subject), forbidden, self._kept(model) if ours else None)
         except CallFailed as failure:
             if subject.native or failure.kind != ASKS_THE_WORLD:
                 raise
         with contextlib.redirect_stdout(sys.stderr):
             return subject(model, context)
 
-    def _native(self, model: Model, text: str, cls: type[Pass], forbidden: frozenset[Site]) -> PassResult:
-        """Run a pass in a worker, so that a crash there costs the pass and nothing else."""
+    def _kept(self, model: Model) -> Worker:
+        """The worker for our own passes, started again should it have died. It may take so much memory and no more."""
+        if self._worker is None or not self._worker.alive:
+            self._worker = sessions.worker()
+            room = ISOLATED_SLACK_BYTES + 2 * WORKING_COPIES * model.weight_bytes()
+            self._worker.call("optimizer.workers.limits:hold", extra_address_bytes=room)
+        return self._worker
+
+    def close(self) -> None:
+        """End the worker."""
+        if self._worker is not None:
+            self._worker.close()
+
+    def _native(
+        self, model: Model, text: str, cls: type[Pass], forbidden: frozenset[Site], kept: Worker | None = None
+    ) -> PassResult:
+        """Run a pass in a worker (``kept``, else a fresh one), so that a crash there costs the pass alone."""
         out = self.store.scratch / f"native-{key_of(model.digest(), text)}.onnx"
         try:
-            with sessions.worker() as worker:
+            with contextlib.nullcontext(kept) if kept else sessions.worker() as worker:
                 answer = worker.call(
                     JOBS + "apply_native",
                     timeout=NATIVE_SECONDS,
@@ -260,18 +292,24 @@ class Builder:
                     folders=[p for p in sys.path if p],
                     forbidden=sorted(map(list, forbidden)),
                 )
-            changed = Model.from_bytes(out.read_bytes()) if answer["changes"] else model
+            changed = self._mapped(Model.from_bytes(out.read_bytes())) if answer["changes"] else model
         finally:
             out.unlink(missing_ok=True)
         changes = tuple(Change(*c) for c in answer["changes"])
         return PassResult(changed, changes, tuple(Skip(*s) for s in answer["skips"]))
+
+    def _mapped(self, model: Model) -> Model:
+        """The same model with its weights mapped from the store, where candidates share them."""
+        self.store.put_model(model)
+        return self.store.get_model(model.digest()) or model
 
     def _key(self, model: Model, text: str, subject: Pass) -> str:
         data = self.world.samples.digest() if self.world.samples and subject.exactness is Exactness.LOSSY else ""
         target = key_of(asdict(self.world.target))
         code = code_digest(type(subject).__module__)
         runtime, probes = self.world.site.runtime, self.verifier.digest()
-        return key_of("pass", model.digest(), text, target, self.world.seed, data, code, runtime, probes)
+        most = self.most_folded_bytes
+        return key_of("pass", model.digest(), text, target, self.world.seed, data, code, runtime, probes, most)
 
     def _recall(self, kept: dict[str, Any], model: Model) -> tuple[Model, PassNote] | None:
         found = model if kept["model"] == model.digest() else self.store.get_model(kept["model"])

@@ -191,6 +191,7 @@ class Verifier:
     def _call(self, job: str, seconds: float, /, **args: Any) -> Any:
         if self._worker is None or not self._worker.alive:
             self._worker = sessions.worker()
+            sessions.prepare(self._worker, self.site)
         return self._worker.call(JOBS + job, timeout=seconds, **args)
 
     def close(self) -> None:

@@ -25,18 +25,6 @@ def attend(stream: Any) -> None:
     serve(stream, stream, wire, find)
 
 
-def limit_address_space(extra_bytes: int) -> None:
-    """Allow this process ``extra_bytes`` of address space beyond what it maps now (where the system can)."""
-    try:
-        import resource
-    except ImportError:
-        return
-    from pathlib import Path
-
-    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + extra_bytes, mapped + extra_bytes))
-
-
 def main() -> None:
     """Serve on stdin and stdout: the way of systems that cannot fork."""
     reader: BinaryIO = sys.stdin.buffer

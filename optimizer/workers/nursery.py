@@ -63,8 +63,10 @@ def _fork(control: socket.socket, fd: int) -> int:
     try:
         os.setsid()
         control.close()
+        from optimizer.workers import limits
         from optimizer.workers.child import attend
 
+        limits.hold(data_bytes=limits.share_of_memory())
         attend(socket.socket(fileno=fd).makefile("rwb", buffering=1 << 16))
         status = 0
     finally:

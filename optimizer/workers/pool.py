@@ -16,10 +16,18 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from optimizer.faults import Exit, Fault
-from optimizer.workers import wire
+from optimizer.workers import limits, wire
 from optimizer.workers.nursery import CONTROL_BYTES
 
-PRELOAD = ("numpy", "onnx", "onnx_ir", "onnxruntime", "optimizer.runtime.jobs", "passes.catalogue")
+PRELOAD = (
+    "numpy",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "optimizer.runtime.jobs",
+    "optimizer.source.onnx_file",
+    "passes.catalogue",
+)
 _HERE = Path(__file__).parent
 _OURS = str(_HERE.parents[1])
 
@@ -43,7 +51,7 @@ class Worker:
     def __init__(self, reader: BinaryIO, writer: BinaryIO, pid: int, life: _Life) -> None:
         self.pid = pid
         self._reader, self._writer, self._life = reader, writer, life
-        self._timed_out = False
+        self.timed_out = False
         self.alive = True
 
     @classmethod
@@ -81,7 +89,7 @@ class Worker:
         return _result(answer)
 
     def _give_up(self) -> None:
-        self._timed_out = True
+        self.timed_out = True
         self._kill_group()
 
     def _obituary(self, timeout: float | None) -> str:
@@ -90,7 +98,7 @@ class Worker:
             return "the worker process had already ended"
         self._close_streams()
         status = self._life.wait()
-        if self._timed_out:
+        if self.timed_out:
             return f"no answer within {timeout:g} s"
         tail = self._life.last_words()
         return describe_status(status) + (f": {tail}" if tail else "")
@@ -232,13 +240,16 @@ def describe_status(status: int) -> str:
     if status & 0x7F:
         number = status & 0x7F
         name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
-        extra = " (out of memory?)" if name == "SIGKILL" else ""
+        extra = _SIGNS.get(name, "")
         return f"the worker process was killed by {name}{extra}"
     return f"the worker process ended with exit code {status >> 8}"
 
 
+_SIGNS = {"SIGKILL": " (out of memory?)", "SIGXCPU": " (its CPU time was used up)"}
+
+
 def _fork_allowed() -> bool:
-    return os.environ.get("LATHE_WORKERS", "fork") != "spawn" and hasattr(socket, "send_fds")
+    return not limits.forced_bare() and hasattr(socket, "send_fds")
 
 
 def _fresh_ours() -> Worker:

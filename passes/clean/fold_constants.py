@@ -50,7 +50,8 @@ class FoldConstants(Pass):
         Shape / Expand / CastLike chains: they become plain initializers, which fold-batchnorm needs.
 
     When it refuses
-        Results larger than ``max-bytes``, unless they replace at least as many bytes. Operators whose last bits are
+        Results larger than ``max-bytes``, or beyond ``max-growth-bytes`` together with those before them, unless they
+        replace at least as many bytes. Operators whose last bits are
         the runtime's own (Exp, Erf, Pow, reductions over floats), random ones, casts to floats of 16 and 8 bits, and
         casts out of an integer's range. Values that are graph outputs, and initializers that a caller may override.
 
@@ -65,11 +66,15 @@ class FoldConstants(Pass):
     max_bytes: int = option(
         1 << 20, "largest constant that may be made, in bytes, when it does not replace as many", low=0, high=2**31
     )
+    max_growth_bytes: int = option(
+        1 << 24, "how many bytes of constants all foldings together may add", low=0, high=2**31
+    )
 
     def apply(self, model: Model, context: Context) -> PassResult:
-        return rewrite(model, self._fold, context)
+        room = _Room(self.max_growth_bytes)  # many small constants are as large as a big one
+        return rewrite(model, lambda graph, edit, shapes: self._fold(graph, edit, shapes, room), context)
 
-    def _fold(self, graph: ir.Graph, edit: Edit, shapes: Shapes) -> None:
+    def _fold(self, graph: ir.Graph, edit: Edit, shapes: Shapes, room: _Room) -> None:
         opset = shapes.opset
         known = KnownDims(shapes)
         origins: dict[str, ir.Value] = {}
@@ -81,22 +86,24 @@ class FoldConstants(Pass):
             elif is_op(node, "If"):
                 _take_branch(node, graph, edit)
             elif not (
-                self._fold_node(node, opset, edit, shapes)
+                self._fold_node(node, opset, edit, shapes, room)
                 or _fold_dims(node, known, edit)
                 or _fix_reshape(node, known, shapes, opset, edit)
             ):
                 _read_from_input(node, graph, known, origins, opset, edit)
 
-    def _fold_node(self, node: ir.Node, opset: int, edit: Edit, shapes: Shapes) -> bool:
+    def _fold_node(self, node: ir.Node, opset: int, edit: Edit, shapes: Shapes, room: _Room) -> bool:
         if not can_evaluate(node) or node.outputs[0].is_graph_output():
             return False
         inputs = [_input(node, i, shapes) for i in range(len(node.inputs))]
         if any(v is not None and held is None for v, held in zip(node.inputs, inputs, strict=True)):
             return False
         try:
-            result = evaluate(node, inputs, opset, self._limit(node))
+            freed = _freed(node)
+            result = evaluate(node, inputs, opset, max(freed, min(self.max_bytes, room.left)))
         except TooLarge as error:
-            edit.skip("fold", node, f"the result takes {error}, more than max-bytes = {self.max_bytes:,}")
+            option = f"max-bytes = {self.max_bytes:,} or max-growth-bytes = {self.max_growth_bytes:,}"
+            edit.skip("fold", node, f"the result takes {error}, more than {option} allows")
             return False
         except NotFoldable as error:
             edit.skip("fold", node, str(error))
@@ -104,15 +111,21 @@ class FoldConstants(Pass):
         if not edit.allows("fold", node):
             return False
         edit.change("fold", node, node.op_type)
+        room.left -= max(0, result.nbytes - freed)
         return become_constant(edit, node.outputs[0], result)
 
-    def _limit(self, node: ir.Node) -> int:
-        """Bytes that the result may take: the option, or what becomes free when the node goes."""
-        freed = 0
-        for value in dict.fromkeys(v for v in node.inputs if v is not None):
-            if value.const_value is not None and sole_consumer(value) is node:
-                freed += value.const_value.nbytes
-        return max(self.max_bytes, freed)
+
+@dataclass
+class _Room:
+    """Bytes that foldings may still add."""
+
+    left: int
+
+
+def _freed(node: ir.Node) -> int:
+    """Bytes of constants that go when the node goes."""
+    held = [v.const_value for v in dict.fromkeys(node.inputs) if v is not None and sole_consumer(v) is node]
+    return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
 def _input(node: ir.Node, index: int, shapes: Shapes) -> np.ndarray | None:  # type: ignore[type-arg]

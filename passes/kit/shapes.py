@@ -93,6 +93,8 @@ def _infer(model: Model) -> dict[ir.Value, tuple[Dims | None, ir.DataType | None
     try:
         proto = scratch.to_proto(lambda tensor, _: _elsewhere(tensor))
         inferred = Model(ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True)))
+    except MemoryError:
+        raise  # a file that was made to unfold: whoever opened it must hear of it
     except Exception:
         inferred = scratch  # inference is a help, not a need: what the inputs say still holds
     return {v: (_dims(i), i.dtype) for v, i in zip(mine, _values(inferred), strict=True)}

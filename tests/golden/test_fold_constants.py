@@ -138,6 +138,16 @@ def test_results_that_are_too_large_stay_a_computation() -> None:
     assert op_types(fold(model(text.format(size=100)), max_bytes=399).model)[0] == "ConstantOfShape"
 
 
+def test_many_small_results_may_not_be_large_together() -> None:
+    text = HEAD + "g (float[n] x) => (float[n] y) { s = Constant<value_ints=[100]>()\n"
+    text += "".join(f"c{i} = ConstantOfShape(s)\n m{i} = ReduceMax<keepdims=0>(c{i})\n" for i in range(3))
+    text += "y = Sum(x, m0, m1, m2) }"
+    result = fold(model(text), max_growth_bytes=850)
+    assert op_types(result.model).count("ConstantOfShape") == 1
+    assert any("max-growth-bytes = 850" in skip.reason for skip in result.skips)
+    assert "ConstantOfShape" not in op_types(fold(model(text)).model)
+
+
 def test_a_result_that_replaces_as_many_bytes_is_never_too_large() -> None:
     weight = np.ones((30, 20), np.float32)
     alone = "g (float[1, 30] x) => (float[1, 20] y) { t = Transpose<perm=[1, 0]>(w)\n y = MatMul(x, t) }"

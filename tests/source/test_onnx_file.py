@@ -131,7 +131,9 @@ def test_a_sparse_bomb_stays_in_the_child(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_crashes_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_file, "_call", lambda worker, path, timeout: worker.call("optimizer.workers.probe:crash"))
+    monkeypatch.setattr(
+        onnx_file, "_call", lambda worker, path, seconds, caps: worker.call("optimizer.workers.probe:crash")
+    )
     refused(save(add_weights(), tmp_path), "ended the reader: .*SIGSEGV", "broken-model")
 
 

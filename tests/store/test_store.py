@@ -73,8 +73,10 @@ def test_answers_come_back_and_damaged_ones_are_forgotten(store: Store) -> None:
     found = store.get_answer(key)
     assert found is not None and found["n"] == 3 and found["rows"].tolist() == [0, 1, 2, 3]
     path = store.root / "answers" / key
-    path.write_bytes(path.read_bytes()[:-3])
-    assert store.get_answer(key) is None and not path.exists()
+    whole = path.read_bytes()
+    for damaged in (whole[:-3], whole[:-9] + b"\x07" + whole[-8:], b""):
+        path.write_bytes(damaged)
+        assert store.get_answer(key) is None and not path.exists()
 
 
 def test_keys_depend_on_every_part() -> None:
@@ -106,7 +108,7 @@ def test_a_full_disk_is_a_fault_and_leaves_nothing(store: Store, monkeypatch: py
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module.wire, "send", full)
+    monkeypatch.setattr(module.Path, "replace", full)
     with pytest.raises(Fault, match="No space left") as caught:
         store.put_answer("k", 1)
     assert caught.value.exit is Exit.FAULT and "--cache-dir" in caught.value.hint
