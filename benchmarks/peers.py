@@ -200,15 +200,15 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def timed(rows: Sequence[Row], bench: Bench, scales: Scales, seconds: float) -> dict[Way, str]:
-    """Speed over fp32 of the rows that run, timed together."""
+def timed(rows: Sequence[Row], bench: Bench, scales: Scales, seconds: float) -> dict[str, str]:
+    """Speed over fp32 of the rows that run, by label, timed together."""
     running = [row for row in rows if not row.trouble]
     paths = [scales.baseline.path, *(row.path for row in running)]
     if not seconds or not running:
         return {}
     timings: list[Timing] = compare(paths, [bench.feed] * len(paths), bench.site, quick(seconds))
     return {
-        row.way: words.times(speedup(timings[0], timing, seed=0))
+        row.way.label: words.times(speedup(timings[0], timing, seed=0))
         for row, timing in zip(running, timings[1:], strict=True)
     }
 
@@ -239,7 +239,7 @@ def table(bench: Bench, work: Path, given: argparse.Namespace) -> None:
         heads = (family, f"loss, {kind}", *HEADS[2:])
         print("\n| " + " | ".join(heads) + " |\n|" + " --- |" * len(heads))
         for row in rows:
-            print(line(row, speeds.get(row.way, ""), bits), flush=True)
+            print(line(row, speeds.get(row.way.label, ""), bits), flush=True)
 
 
 def compared(model: str, data: str, given: argparse.Namespace, root: Path) -> None:
