@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peer_calls import Reader
 
 from optimizer.compile import compile_settings
 from optimizer.faults import Fault
@@ -78,20 +79,6 @@ GRID = (
 
 
 # -- onnxruntime's side: each setting in a child -----------------------------------------------------------------------
-class Reader:
-    """Calibration feeds as onnxruntime wants to read them."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.rewind()
-
-    def rewind(self) -> None:
-        self._feeds = iter(pickle.loads(self._path.read_bytes()))  # written by this benchmark itself
-
-    def get_next(self) -> Any:
-        return next(self._feeds, None)
-
-
 def quantize(setting: Setting, folder: Path, out: Path) -> None:
     """Preprocess and quantize with onnxruntime."""
     from onnxruntime import quantization as q
@@ -125,14 +112,17 @@ class Made:
     trouble: str = ""
 
 
-def in_child(arguments: Sequence[str], out: Path, kept: Path) -> Made:
-    """Run this file with ``arguments`` in a process of its own, and remember what that took."""
+def in_child(
+    arguments: Sequence[str], out: Path, kept: Path, script: Path = Path(__file__), limit: float = LIMIT_SECONDS
+) -> Made:
+    """Run ``script`` with ``arguments`` in a process of its own for ``limit`` seconds at most, and remember what that
+    took."""
     if kept.exists():
         return Made(**json.loads(kept.read_text()))
     with tempfile.TemporaryFile() as errors:
-        command = [sys.executable, str(Path(__file__).resolve()), *arguments]
+        command = [sys.executable, str(script.resolve()), *arguments]
         child = subprocess.Popen(command, cwd=kept.parent, stdout=errors, stderr=errors)  # it may litter its folder
-        deadline = time.monotonic() + LIMIT_SECONDS
+        deadline = time.monotonic() + limit
         while True:
             found, status, usage = os.wait4(child.pid, os.WNOHANG)
             if found:
@@ -144,6 +134,8 @@ def in_child(arguments: Sequence[str], out: Path, kept: Path) -> Made:
         errors.seek(0)
         told = errors.read().decode(errors="replace").strip().splitlines()
     trouble = "" if child.returncode == 0 and out.exists() else (told[-1][:90] if told else f"exit {child.returncode}")
+    if child.returncode < 0:
+        trouble = f"ended by signal {-child.returncode} (the limit is {limit:.0f} s)"
     made = Made(str(out), usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, trouble)
     kept.write_text(json.dumps(vars(made)))
     return made
