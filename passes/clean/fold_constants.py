@@ -218,6 +218,9 @@ def _read_from_input(
     if not isinstance(symbol, str) or port is None or not edit.allows("dim-of-input", node):
         return
     source, axis = port
+    maker = origins[symbol].producer() if symbol in origins else None
+    if maker is not None and maker.graph is not graph:
+        del origins[symbol]  # it was swept with the last one that read it
     if is_op(node, "Shape") and node.inputs[0] is source:
         origins.setdefault(symbol, value)
         if origins[symbol] is not value:

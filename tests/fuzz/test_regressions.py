@@ -107,3 +107,19 @@ def test_onnxsim_does_not_join_reductions_that_keep_different_axes() -> None:
     after = catalogue.find("simplify")()(before, LocalContext()).model
     feeds = {"x": normal(2, 3, 4, 5)}
     assert run(after, feeds)["y"].shape == (2, 1)
+
+
+def test_a_dimension_that_was_swept_is_read_again() -> None:
+    """The first chain read the dimension off the input and went with the branch not taken; the second one used it."""
+    text = """(float[N,4] x) => (float[N,2,2] y) {
+        s = Shape(x) zero = Constant<value_ints=[0]>() rest = Constant<value_ints=[2, 2]>() a = Relu(x)
+        g1 = Gather(s, zero) no = Constant<value=bool {0}>()
+        t = If(no) <then_branch = b1 () => (int64[1] p) { p = Abs(g1) },
+                    else_branch = b2 () => (int64[2] q) { q = Constant<value_ints=[2, 2]>() }>
+        g2 = Gather(s, zero) target = Concat<axis=0>(g2, t) r = Shape(a) g3 = Gather(r, zero) f = Cast<to=1>(g3)
+        z = Reshape(a, target) y = Mul(z, f) }"""
+    before = model(HEAD + text)
+    after = catalogue.find("fold-constants")()(before, LocalContext()).model
+    onnx.checker.check_model(after.to_proto())
+    feeds = {"x": normal(3, 4)}
+    assert run(after, feeds)["y"].tobytes() == run(before, feeds)["y"].tobytes()
