@@ -161,7 +161,7 @@ def _scripted(path: Path) -> tuple[Any, Any]:
 
     script = torch.jit.load(str(path), map_location="cpu")
 
-    class Scripted(torch.nn.Module):
+    class Scripted(torch.nn.Module):  # type: ignore[misc]
         """A script behind a forward that has a signature; ``exports_as`` is what the older exporter takes, which does
         not trace into a script."""
 
