@@ -67,7 +67,7 @@ def as_fault(error: Exception) -> Fault:
         return error
     if isinstance(error, click.ClickException):
         return _usage_fault(error)
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "alloc failed" in str(error):  # how protobuf says it
         hint = "Use a smaller --batch, fewer samples, or a machine with more memory."
         return broken("out of memory", hint=hint, code="out-of-memory")
     if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:

@@ -74,8 +74,8 @@ def slack(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], steps: Ma
     loose: dict[str, Array] = {}
     for one, other in runs:
         for name, a in one.items():
-            b = np.asarray(other.get(name))
-            if not _comparable(a, b):
+            b = other.get(name)
+            if not (isinstance(b, np.ndarray) and _comparable(a, b)):
                 continue
             apart = _apart(a, b)
             loose[name] = loose[name] | apart if name in loose and loose[name].shape == apart.shape else apart

@@ -48,7 +48,7 @@ def test_verify(lathe: Lathe, api: SimpleNamespace) -> None:
     calls: list[Any] = []
     report = VerifyReport(True, (Finding("files", True, "7 files"),), "a.lathe")
 
-    def verify(folder: Path, *, latency: bool) -> VerifyReport:
+    def verify(folder: Path, *, latency: bool, custom_ops: tuple[Path, ...]) -> VerifyReport:
         calls.append((folder, latency))
         return report
 
