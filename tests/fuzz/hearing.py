@@ -17,7 +17,8 @@ HALF_FLOOR = 1e-2
 """What float16 may move an output by, as a share of the largest: a few of its rounding steps, one after another."""
 
 JITTER = 2.0**-22
-"""Inputs and weights are shaken by two of their last bits to see how much rounding alone can move an output."""
+"""Inputs, weights and everything between are shaken by two of their last bits to see how much rounding alone can move
+an output. What lies between matters: a row of equal numbers, normalized, is rounding and nothing else."""
 
 SHAKES = 3
 
@@ -76,21 +77,46 @@ class Hearing:
         for _ in range(SHAKES):
             shaken = onnx.ModelProto()
             shaken.CopyFrom(self.before)
-            constants = [
-                a.t for n in shaken.graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"
-            ]
-            for tensor in (*shaken.graph.initializer, *constants):
-                if tensor.data_type == onnx.TensorProto.FLOAT:
-                    array = self._shake(onnx.numpy_helper.to_array(tensor))
-                    tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+            for tensor in _weights(shaken):
+                array = self._shake(onnx.numpy_helper.to_array(tensor))
+                tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+            self._shake_between(shaken)
             moved = [{k: self._shake(v) for k, v in feed.items()} for feed in probes]
             found = _most(found, _noise(wanted, self.runs.outputs(shaken.SerializeToString(), moved)))
         return found
+
+    def _shake_between(self, proto: onnx.ModelProto) -> None:
+        """Multiply every float32 value of the main graph by random numbers close to one."""
+        known = onnx.shape_inference.infer_shapes(proto).graph.value_info
+        floats = {v.name for v in known if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+        nodes: list[onnx.NodeProto] = []
+        for node in proto.graph.node:
+            nodes.append(node)
+            for i, name in enumerate(node.output):
+                if node.op_type != "Constant" and name in floats:
+                    node.output[i] = bare = f"{name}/bare"
+                    around = {"low": 1 - JITTER, "high": 1 + JITTER, "seed": float(self.rng.integers(2**20))}
+                    nodes.append(onnx.helper.make_node("RandomUniformLike", [bare], [f"{name}/near"], **around))
+                    nodes.append(onnx.helper.make_node("Mul", [bare, f"{name}/near"], [name]))
+        kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
+        del proto.graph.node[:]
+        proto.graph.node.extend(kept)
 
     def _shake(self, array: Array) -> Array:
         if array.dtype.kind != "f":
             return array
         return np.asarray(array * (1 + self.rng.uniform(-JITTER, JITTER, array.shape))).astype(array.dtype)
+
+
+def _weights(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """The float32 constants of the main graph. Exponents stay as they are: a square of a negative number is one, a
+    power of 2.0000001 is NaN."""
+    exponents = {n.input[1] for n in proto.graph.node if n.op_type == "Pow"}
+    held = [(t.name, t) for t in proto.graph.initializer]
+    for node in proto.graph.node:
+        if node.op_type == "Constant":
+            held += [(node.output[0], a.t) for a in node.attribute if a.name == "value"]
+    return [t for name, t in held if t.data_type == onnx.TensorProto.FLOAT and name not in exponents]
 
 
 def _counts(probe: Feeds, wanted: Mapping[str, Array], exactness: Exactness) -> bool:

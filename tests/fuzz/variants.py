@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 from onnx import helper as h
 
+from tests.fuzz.corners import F8
+
 COMMUTE = ("Add", "Mul", "And", "Or", "Xor", "Equal", "BitwiseAnd", "BitwiseOr")
 BRANCH_OPSET = 11
 SHARE = 0.12
@@ -92,7 +94,7 @@ class _Writer:
             forms += ["Transpose", "Transpose"]
         if rank is not None and self.opset >= 13:
             forms += ["Unsqueeze"]
-        if rank == 0 or (kind == onnx.TensorProto.BOOL and self.opset < 13):
+        if rank == 0 or kind in F8.values() or (kind == onnx.TensorProto.BOOL and self.opset < 13):
             forms = ["Identity"]
         form = str(self.rng.choice(forms))
         if form == "Transpose":
