@@ -132,10 +132,10 @@ def _weights(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
 
 def _counts(probe: Feeds, wanted: Mapping[str, Array], exactness: Exactness) -> bool:
     """Whether a probe is a fair question. Other rounding may turn a large number into infinity, and that into NaN;
-    integers have no code for what is not finite."""
+    integers have no code for what is not finite, and one NaN of the model's own spoils a range."""
     if exactness is Exactness.NUMERIC:
         return _finite(wanted)
-    return exactness is Exactness.EXACT or _finite(probe)
+    return exactness is Exactness.EXACT or (_finite(probe) and _finite(wanted))
 
 
 def _finite(arrays: Mapping[str, Array]) -> bool:
