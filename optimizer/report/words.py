@@ -178,7 +178,8 @@ def checks(record: Record) -> str:
         parts.append(f"{unreached} where no input is known to lead")
     refused = f"; the source does not run on: {', '.join(inputs.refused)}" if inputs.refused else ""
     fed = f"on {inputs.real} ordinary and {len(inputs.adversarial)} adversarial inputs{refused}"
-    return f"{proved + tested + unreached} lossless rewrites: {', '.join(parts)} {fed}"
+    count = proved + tested + unreached
+    return f"{count} lossless rewrite{'s' if count != 1 else ''}: {', '.join(parts)} {fed}"
 
 
 def source_name(record: Record) -> str:
