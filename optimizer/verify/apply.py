@@ -8,7 +8,7 @@ import inspect
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -196,16 +196,17 @@ class Builder:
             return _Attempt(PassResult(model), fault)
         check = self.verifier.check(model, result.model, subject.exactness)
         if check.fault:
-            return self._rescued(model, text, subject, result) or _Attempt(PassResult(model), check.fault, check.worst)
+            whole = _Attempt(PassResult(model), check.fault, check.worst)
+            return self._rescued(model, text, subject, result, whole)
         return _Attempt(result, worst=check.worst)
 
-    def _rescued(self, model: Model, text: str, subject: Pass, faulty: PassResult) -> _Attempt | None:
-        """What the pass gives without its wrong rewrites, each with a reproducer; ``None`` when they are not found.
+    def _rescued(self, model: Model, text: str, subject: Pass, faulty: PassResult, whole: _Attempt) -> _Attempt:
+        """What the pass gives without its wrong rewrites, each with a reproducer; ``whole`` when they are not found.
 
         Native code has no sites to leave out, and where a pass spends quality its layers are the search's to choose.
         """
         if subject.native or subject.exactness is Exactness.LOSSY:
-            return None
+            return whole
 
         def run(sites: frozenset[Site]) -> PassResult:
             return self._applied(model, text, subject, sites)
@@ -215,10 +216,10 @@ class Builder:
 
         try:
             found = without_culprits(run, fails, faulty)
-        except Exception:
-            return None  # it raises without some of its rewrites: then it goes as a whole
+        except Exception as error:
+            return replace(whole, fault=f"{whole.fault}; without some of its rewrites: {_words(error)}")
         if found is None:
-            return None
+            return whole
         result, culprits = found
         told = tuple(f"{c}{self._reproduced(model, subject, c)}" for c in culprits)
         worst = self.verifier.check(model, result.model, subject.exactness).worst if result.changes else None
@@ -237,8 +238,8 @@ class Builder:
                 return ""
             name = folder_name(subject.name, culprit.site, pair)
             write(self.store.root / REPRODUCERS / name, pair, f"{subject.name}, {culprit}", tolerance)
-        except Exception:
-            return ""  # the verdict stands without the folder
+        except Exception as error:
+            return f" (no reproducer: {_words(error)})"  # the verdict stands without the folder
         return f" (reproducer: {REPRODUCERS}/{name} in the cache folder, {pair.nodes} nodes)"
 
     def _values(self, model: Model, feed: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ import pytest
 from optimizer.runtime.answers import World
 from optimizer.runtime.sessions import Site
 from optimizer.store.store import Store, key_of
-from optimizer.verify.apply import Builder
+from optimizer.verify.apply import REPRODUCERS, Builder
 from optimizer.verify.culprits import without_culprits
 from optimizer.verify.reduce import first_difference, reduce
 from optimizer.verify.verifier import Verifier
@@ -49,12 +49,15 @@ class DropNegs(Pass):
 
     spoiled: tuple[str, ...] = option((), "which")
     asks: bool = option(True, "whether it asks before it rewrites")
+    brittle: bool = option(False, "whether it raises when it may not rewrite")
 
     def apply(self, model: Model, context: Context) -> PassResult:
         def rewrite(graph: ir.Graph, edit: Edit) -> None:
             for node in list(graph):
                 first = node.inputs[0].producer() if node.op_type == "Neg" and node.inputs[0] is not None else None
                 if first is None or first.op_type != "Neg" or (self.asks and not edit.allows("negs", node)):
+                    if first is not None and first.op_type == "Neg" and self.brittle:
+                        raise ValueError("all or nothing")
                     continue
                 name = str(node.outputs[0].name)
                 compute(edit, node.outputs[0], "Abs" if name in self.spoiled else "Identity", [first.inputs[0]])
@@ -102,6 +105,18 @@ def test_the_reproducer_holds_a_few_nodes_and_shows_the_fault(builder: Builder) 
 def test_a_pass_that_does_not_ask_or_is_wrong_everywhere_goes_as_a_whole(builder: Builder, options: str) -> None:
     found = builder.build(chain(), Recipe.parse(f"drop-negs{{{options}}}".replace("'", '"')))
     assert found.faults and not found.notes[0].left_out and found.model.digest() == chain().digest()
+
+
+def test_why_there_was_no_bisection_is_told(builder: Builder) -> None:
+    (note,) = builder.build(chain(), Recipe.parse('drop-negs{spoiled=["b3"], brittle=true}')).faults
+    assert "without some of its rewrites: it raised ValueError: all or nothing" in note.fault
+
+
+def test_why_there_is_no_reproducer_is_told(builder: Builder) -> None:
+    (builder.store.root / REPRODUCERS).write_text("a file where the folder belongs")
+    (note,) = builder.build(chain(), Recipe.parse('drop-negs{spoiled=["b5"]}')).notes
+    (told,) = note.left_out
+    assert "no reproducer: " in told and not note.fault and note.changes == LAYERS - 1
 
 
 def test_bisection_needs_few_runs() -> None:
