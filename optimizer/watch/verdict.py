@@ -26,11 +26,12 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class _Part:
-    """All tests of one kind of thing, with Holm's p-values."""
+    """All tests of one kind of thing, with Holm's p-values; ``shift`` is what its weakest one finds at ``level``."""
 
     alpha: float
     tested: tuple[tuple[Key, Tested], ...]
     adjusted: tuple[float, ...]
+    level: float
     shift: float
     samples: tuple[int, int]
 
@@ -74,8 +75,9 @@ def _parts(pairs: Mapping[Key, tuple[Seen, Seen]], alpha: float) -> list[_Part]:
         share = alpha * SHARES[kind] / whole
         adjusted = holm([test.p for _, test in tested])
         counts = [(pairs[key][0].count, pairs[key][1].count) for key in keys]
-        shift, worst = max((detectable(m, n, share / len(tested)), (m, n)) for m, n in counts)
-        parts.append(_Part(share, tuple(tested), tuple(adjusted), shift, worst))
+        level = share / sum(2 * len(pairs[key][0].layout.names()) + 1 for key in keys)  # as if every test were made
+        shift, worst = max((detectable(m, n, level), (m, n)) for m, n in counts)
+        parts.append(_Part(share, tuple(tested), tuple(adjusted), level, shift, worst))
     return parts
 
 
@@ -115,7 +117,7 @@ def _word(changes: tuple[Change, ...], parts: list[_Part], other: list[Key]) -> 
     if worst.shift <= SHIFT:
         return Drift.OK, "the data looks like the data that the artifact was made for", ""
     m, n = worst.samples
-    wanted = samples_for(SHIFT, m, worst.alpha / len(worst.tested))
+    wanted = samples_for(SHIFT, m, worst.level)
     reason = f"no change was found, but {n} samples against {m} would show large ones only"
     if wanted is None:
         return Drift.UNDECIDED, reason, f"{m} samples are too few to remember: make the artifact with more data"
