@@ -10,11 +10,23 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from optimizer.api import benchmark, compile, doctor, explain, export, gate, inspect, verify
+    from optimizer.api import benchmark, check_data, compile, doctor, explain, export, gate, inspect, verify
     from optimizer.faults import Fault
     from optimizer.records import Record
 
-__all__ = ["Fault", "Record", "benchmark", "compile", "doctor", "explain", "export", "gate", "inspect", "verify"]
+__all__ = [
+    "Fault",
+    "Record",
+    "benchmark",
+    "check_data",
+    "compile",
+    "doctor",
+    "explain",
+    "export",
+    "gate",
+    "inspect",
+    "verify",
+]
 
 _HOMES = {"Fault": "optimizer.faults", "Record": "optimizer.records"}
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from optimizer import __version__, gating
+from optimizer import __version__, checking, gating
 from optimizer.compile import compile_settings
 from optimizer.data.metrics import Metric
 from optimizer.data.samples import Samples
@@ -37,6 +37,7 @@ from optimizer.plan import DataRequest, Settings, SourceRequest, default_cache_d
 from optimizer.preflight import plan
 from optimizer.progress import Silent, Watcher
 from optimizer.records import BenchmarkRow, Quality, Record
+from optimizer.report.drift import DriftRecord
 from optimizer.report.inspection import Inspection, inspect_model
 from optimizer.report.nouns import Doctor, Problem
 from optimizer.report.pages import PassPage, gather
@@ -64,6 +65,8 @@ __all__ = [
     "bisect",
     "cache_entries",
     "cache_prune",
+    "check_data",
+    "check_data_settings",
     "compile",
     "compile_settings",
     "doctor",
@@ -318,6 +321,33 @@ def gate_policy(artifact: str | Path, *, settings: Settings | None = None, watch
     base = settings or Settings(SourceRequest(str(artifact)))
     base = base.but(source=replace(base.source, model=str(artifact)))
     return write_policy(gating.suggestion(base, watch or Silent()), f"Written from {str(artifact)!r}.")
+
+
+def check_data(
+    data: str | Path, artifact: str | Path, *, alpha: float = 0.01, inputs_only: bool = False, **more: Any
+) -> DriftRecord:
+    """Hold new data against what an artifact remembers of its own: ok, drift or undecided.
+
+    Args:
+        data: Samples for the model: a path, or ``module:reader``.
+        artifact: The folder of the artifact.
+        alpha: How often, at most, data that did not change is called drift.
+        inputs_only: Do not run the model.
+        more: Any other field of :class:`optimizer.plan.Settings`.
+
+    Raises :class:`optimizer.Fault`.
+    """
+    settings = Settings(SourceRequest(str(artifact)), DataRequest(str(data)))
+    if unknown := [k for k in more if k not in Settings.__dataclass_fields__]:
+        raise usage(f"check_data() has no argument '{unknown[0]}'")
+    return check_data_settings(settings.but(**more), alpha=alpha, inputs_only=inputs_only)
+
+
+def check_data_settings(
+    settings: Settings, watch: Watcher | None = None, *, alpha: float = 0.01, inputs_only: bool = False
+) -> DriftRecord:
+    """:func:`check_data` with everything in ``settings``, whose model is the artifact."""
+    return checking.check_settings(settings, watch or Silent(), alpha=alpha, inputs_only=inputs_only)
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,7 @@ class Settings:
     allow_random_data: bool = False
     time_limit: float | None = None
     dry_run: bool = False
+    watched: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache_dir", Path(self.cache_dir))  # a script may give text

@@ -34,6 +34,7 @@ from optimizer.report import frontier as drawing
 from optimizer.report import markdown
 from optimizer.runtime import hardware, sessions
 from optimizer.verify.apply import Candidate
+from optimizer.watch import memory, reference, sketches
 from optimizer.workshop import Bench
 from passes.kit.model import Model
 from passes.kit.recipe import Recipe
@@ -102,7 +103,13 @@ def ship(
     )
     public = replace(record, artifact=None, source=public_name(bench.settings.source.model))
     contents = artifact.Contents(
-        model, tree, evidence_of(public, choice), markdown.report(public), pairs, drawing.svg(public)
+        model,
+        tree,
+        evidence_of(public, choice),
+        markdown.report(public),
+        pairs,
+        drawing.svg(public),
+        remembered(bench, model),
     )
     place = artifact.write(output_folder(bench), contents, overwrite=bench.settings.overwrite)
     return replace(record, artifact=str(place))
@@ -211,6 +218,17 @@ def golden_pairs(bench: Bench, model: Model) -> tuple[GoldenPair, ...]:
             # Synthetic inputs may be out of range for this model (an index, say): then there is nothing to replay.
             return ()
     return golden.pairs(feeds, outputs)
+
+
+def remembered(bench: Bench, model: Model) -> bytes:
+    """What the artifact remembers of its data, for ``lathe check-data``; nothing without real data."""
+    if not bench.settings.watched or bench.splits is None or bench.synthetic:
+        return b""
+    if fault := sketches.missing():
+        bench.watch.warn(f"the artifact will not remember its data: {fault}")
+        return b""
+    bench.watch.stage("remembering what the data looks like")
+    return reference.to_bytes(memory.remember(model, bench.builder.world, bench.splits, bench.settings.seed))
 
 
 def evidence_of(record: Record, choice: Choice) -> dict[str, Any]:

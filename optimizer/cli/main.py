@@ -21,6 +21,7 @@ VERBS: dict[str, str] = {
     "benchmark": "Time models side by side, on one or several providers.",
     "gate": "Hold an artifact to a policy and a baseline: pass, fail or undecided, for CI.",
     "verify": "Check that an artifact is whole and gives the answers it was shipped with.",
+    "check-data": "Hold new data against what an artifact remembers: ok, drift or undecided.",
     "inspect": "Show what a model is made of, and what each pass would do to it.",
     "explain": "Say what quantization costs a model layer by layer, and what to try next.",
     "export": "Turn a PyTorch model into ONNX and measure that both agree.",
@@ -29,7 +30,7 @@ VERBS: dict[str, str] = {
     "doctor": "Say what this machine can run, and what to mend.",
     "cache": "List, prune or locate the cache.",
 }
-"""Every verb with its line in the help; the verb NAME lives in ``optimizer.cli.NAME`` as ``command``."""
+"""Every verb with its line in the help; the verb NAME is ``command`` in ``optimizer.cli.NAME``, dashes as ``_``."""
 
 
 class Lathe(click.Group):
@@ -55,7 +56,7 @@ class Lathe(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        found: click.Command = importlib.import_module(f"optimizer.cli.{cmd_name}").command
+        found: click.Command = importlib.import_module(f"optimizer.cli.{cmd_name.replace('-', '_')}").command
         return found
 
     def resolve_command(

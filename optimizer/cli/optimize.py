@@ -177,6 +177,14 @@ POSITIVE = click.IntRange(min=1)
     help="What the golden pairs in the artifact are made of.",
 )
 @option(
+    "--watch/--no-watch",
+    "watched",
+    section=OUTPUT,
+    default=True,
+    show_default=True,
+    help="Let the artifact remember what its data looks like, for lathe check-data.",
+)
+@option(
     "--cache-dir",
     section=OUTPUT,
     type=FILE,

@@ -33,10 +33,11 @@ EVIDENCE = "evidence.json"
 REPORT = "report.md"
 FRONTIER = "frontier.svg"
 GOLDEN = "golden"
+WATCH = "watch.npz"
 SUMS = "SHA256SUMS"
 """Digests of every other file, in the form that ``sha256sum -c`` reads."""
 
-KNOWN = frozenset({MODEL, WEIGHTS, MANIFEST, EVIDENCE, REPORT, FRONTIER, GOLDEN, SUMS})
+KNOWN = frozenset({MODEL, WEIGHTS, MANIFEST, EVIDENCE, REPORT, FRONTIER, GOLDEN, WATCH, SUMS})
 
 EXTERNAL_ABOVE_BYTES = 1_500_000_000
 """Weights beyond this stand beside the graph: one protobuf message cannot pass 2 GiB."""
@@ -50,7 +51,7 @@ _ABANDONED_SECONDS = 60.0
 @dataclass(frozen=True)
 class Contents:
     """What goes into an artifact. ``manifest`` is without ``files``, which writing adds; ``frontier`` is a drawing
-    (SVG) that the report shows, empty for none."""
+    (SVG) that the report shows, empty for none; ``watch`` is what the artifact remembers of its data."""
 
     model: Model
     manifest: Mapping[str, Any]
@@ -58,6 +59,7 @@ class Contents:
     report: str
     golden: Sequence[GoldenPair] = ()
     frontier: str = ""
+    watch: bytes = b""
 
 
 def write(
@@ -207,6 +209,10 @@ def _fill(folder: Path, contents: Contents, external_above: int) -> None:
     if contents.frontier:
         _write_text(folder / FRONTIER, contents.frontier)
         names.append(FRONTIER)
+    if contents.watch:
+        with _create(folder / WATCH) as stream:
+            stream.write(contents.watch)
+        names.append(WATCH)
     sums = {n: describe_file(folder / n)["sha256"] for n in names}
     _write_text(folder / SUMS, "".join(f"{sums[n]}  {n}\n" for n in sorted(sums)))
     for inner in (folder / GOLDEN, folder):

@@ -14,6 +14,7 @@ import numpy as np
 
 from passes.kit.fold import Array
 from passes.kit.fold import Reducer as Reducer
+from passes.kit.summaries import SampleRows
 from passes.kit.sums import ChannelMeanAbs, Gram
 
 CHUNK = 1 << 16
@@ -397,6 +398,7 @@ _KINDS: tuple[type[Reducer], ...] = (
     PatchGram,
     Gram,
     ChannelMeanAbs,
+    SampleRows,
 )
 REDUCERS: dict[str, type[Reducer]] = {r.kind: r for r in _KINDS}
 

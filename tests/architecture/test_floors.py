@@ -19,15 +19,16 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("optimizer.source", "optimizer.data", "optimizer.store", "optimizer.runtime"),
     ("optimizer.verify", "optimizer.measure"),
     ("optimizer.decide", "optimizer.report", "optimizer.package"),
+    ("optimizer.watch",),
     ("optimizer.workshop",),
-    ("optimizer.preflight", "optimizer.ship", "optimizer.climb", "optimizer.gating"),
+    ("optimizer.preflight", "optimizer.ship", "optimizer.climb", "optimizer.gating", "optimizer.checking"),
     ("optimizer.explore", "optimizer.explaining", "optimizer.debugging"),
     ("optimizer.compile",),
     ("optimizer.api",),
     ("optimizer.cli",),
 )
 SAME_FLOOR_FRIENDS = {("optimizer.records", "optimizer.faults"), ("optimizer.progress", "optimizer.records")}
-LAZY = {"torch", "onnxruntime", "onnxsim", "onnxscript", "scipy", "rich"}
+LAZY = {"torch", "onnxruntime", "onnxsim", "onnxscript", "scipy", "rich", "datasketches", "PIL"}
 ONLY_HOME = {"onnxruntime": "optimizer/runtime/", "onnxsim": "passes/clean/simplify.py"}
 STANDALONE = ("optimizer/workers/user_main.py", "optimizer/source/torch_", "optimizer/source/user_")
 
