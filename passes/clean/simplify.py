@@ -33,6 +33,14 @@ _LEFT_OUT = (
 )
 
 
+_T = ir.DataType
+_FOLDED_RIGHT = (
+    *(_T.FLOAT, _T.DOUBLE, _T.FLOAT16, _T.BOOL, _T.STRING, _T.COMPLEX64, _T.COMPLEX128),
+    *(_T.INT8, _T.INT16, _T.INT32, _T.INT64, _T.UINT8, _T.UINT16, _T.UINT32, _T.UINT64),
+)
+"""Element types that the tool's constant folding keeps."""
+
+
 class _Refused(ValueError):
     """The tool, or its result, is not to be used for this model; the text says why."""
 
@@ -44,10 +52,11 @@ class Simplify(Pass):
     What it does
         Hands the model to onnxsim in memory, without its random checks and its proofs, and repeats until nothing
         more happens (at most three times). What comes back is put under the original's signature, metadata and
-        opsets, and is taken only if it passes the onnx checker, has the same inputs and outputs in the same order,
-        has kept the element types of what it folded, and has not grown by more than ``max-growth-bytes``. When folding
-        broke that, the tool is asked again without folding. Its batched Gemm, its folding of BatchNormalization and
-        its sharing of biases are left out. The changes are the differences in the number of nodes of each type.
+        opsets, and is taken only if it passes the onnx checker, has the same inputs and outputs in the same order, and
+        has not grown by more than ``max-growth-bytes``. When folding let it grow, and where the model holds element
+        types that the tool's folding loses, it is asked not to fold. Its batched Gemm, its folding of
+        BatchNormalization and its sharing of biases are left out. The changes are the differences in the number of
+        nodes of each type.
 
     When it applies
         To models that fit into one protobuf message and whose operators onnxsim knows.
@@ -89,18 +98,14 @@ class Simplify(Pass):
         if model.map_types:
             raise _Refused("it does not handle map types (ONNX-ML)")
         source = model.to_proto()
-        trouble = ""
-        for fold in (True, False):
+        for fold in (False,) if _narrow(model) else (True, False):
             proto = _ask(source, fold, self.max_growth_bytes)
             _accept(proto, source)
             result = Model.from_proto(proto)
-            other = _retyped(model, result)
             grown = result.weight_bytes()
-            if not other and grown <= most_bytes:
+            if grown <= most_bytes:
                 return result
-            trouble = f"it gave another element type to {', '.join(other[:3])}" if other else ""
-            trouble = trouble or f"its result holds {grown:,} bytes of weights, more than max-growth-bytes allows"
-        raise _Refused(trouble)
+        raise _Refused(f"its result holds {grown:,} bytes of weights, more than max-growth-bytes allows")
 
 
 def _ask(source: onnx.ModelProto, fold: bool, threshold: int) -> onnx.ModelProto:
@@ -157,20 +162,15 @@ def _accept(proto: onnx.ModelProto, source: onnx.ModelProto) -> None:
         raise _Refused(f"its result is not valid: {str(error).strip().splitlines()[0][:200]}") from error
 
 
-def _retyped(source: Model, result: Model) -> list[str]:
-    """Names of values that folding turned into constants of another element type.
+def _narrow(model: Model) -> bool:
+    """Whether any value has an element type of 8-bit floats, of less than a byte, or bfloat16.
 
-    The tool folds a cast to an 8-bit float into a constant of type uint8, and a CastLike then casts to integers.
+    What the tool folds to such a type becomes a constant of the unsigned integers that hold its bits, under a name of
+    its own, and a CastLike to it then casts to integers.
     """
-    made = {o.name: o for g in source.graphs() for n in g if n.op_type != "Constant" for o in n.outputs}
-    held = [v for g in result.graphs() for v in g.initializers.values()]
-    held += [n.outputs[0] for n in result.nodes() if n.op_type == "Constant"]
-    shapes, found = Shapes(source), []
-    for value in held:
-        tensor = ir.convenience.get_const_tensor(value) if value.name in made else None
-        if tensor is not None and shapes.dtype(made[value.name]) not in (None, tensor.dtype):
-            found.append(value.name or "?")
-    return sorted(found)
+    shapes = Shapes(model)
+    values = (v for g in model.graphs() for n in g for v in (*n.inputs, *n.outputs) if v is not None)
+    return any(shapes.dtype(v) not in (None, *_FOLDED_RIGHT) for v in values)
 
 
 def _port(value: onnx.ValueInfoProto) -> str:

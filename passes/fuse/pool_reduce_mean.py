@@ -25,7 +25,7 @@ class PoolReduceMean(Pass):
         drops the axes (``keepdims = 0``), a Flatten to [N, C] follows.
 
     When it applies
-        To float values of rank 3, 4 or 5, at any opset (axes as attribute or as constant input). GlobalAveragePool
+        To float32 values of rank 3, 4 or 5, at any opset (axes as attribute or as constant input). GlobalAveragePool
         reads the runtime's blocked convolution layout and has an int8 kernel; a float ReduceMean between integer
         layers is an island that costs two conversions.
 
@@ -76,7 +76,7 @@ def _refusal(node: ir.Node, shapes: Shapes) -> str | None:
         return ""
     if rank == 3 and not _is_image(source):
         return ""
-    if shapes.dtype(source) not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
+    if shapes.dtype(source) != ir.DataType.FLOAT:
         return f"no pooling kernel for {shapes.dtype(source)}"
     return None
 

@@ -21,11 +21,12 @@ LARGEST = 448.0
 
 CPU = "CPUExecutionProvider"
 
-FIRST_OPSET = 19
-"""QuantizeLinear and DequantizeLinear take 8-bit floats."""
+FIRST_OPSET = 21
+"""QuantizeLinear and DequantizeLinear take 8-bit floats from 19 on; onnxruntime's Reshape, which it moves between them,
+from 21 on."""
 
-LEAST_IR = 9
-"""The IR version of opset 19."""
+LEAST_IR = 10
+"""The IR version of opset 21."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class QuantizeFp8(Pass):
         runtimes turn such pairs into 8-bit kernels. **On the CPU provider the pairs only simulate**: quality can be
         judged there, and the model is slower than before. For targets of that provider scales stand in a Div before and
         a Mul behind each pair; else onnxruntime would take the pairs for integers and refuse the model or compute
-        something else. Below opset 19 the model is raised to 19.
+        something else. Below opset 21 the model is raised to 21.
 
     When it applies
         To float32 layers with constant weights in the main graph, by operators of the target and by name (``only``,

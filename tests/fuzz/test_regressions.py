@@ -123,3 +123,30 @@ def test_a_dimension_that_was_swept_is_read_again() -> None:
     onnx.checker.check_model(after.to_proto())
     feeds = {"x": normal(3, 4)}
     assert run(after, feeds)["y"].tobytes() == run(before, feeds)["y"].tobytes()
+
+
+@pytest.mark.parametrize("saturate", [0, 1])
+def test_onnxsim_does_not_fold_what_it_would_give_another_element_type(saturate: int) -> None:
+    """It folded the branches to bytes under a name of its own, and the CastLike cast to integers."""
+    text = f"""<ir_version: 9, opset_import: ["" : 20]> g (float[4] x) => (float[4] y) {{
+        t = If(no) <then_branch = b1 () => (float8e4m3fn[1] p) {{ p = Cast<to=17>(w) }},
+                    else_branch = b2 () => (float8e4m3fn[1] q) {{ q = Cast<to=17>(w) }}>
+        z = Abs(x) c = CastLike<saturate={saturate}>(z, t) y = Cast<to=1>(c) }}"""
+    before = model(text, no=np.array(False), w=np.zeros(1, np.float32))
+    after = catalogue.find("simplify")()(before, LocalContext()).model
+    feeds = {"x": np.array([0.3, 7.7, -400, 1e4], np.float32)}
+    assert run(after, feeds)["y"].tobytes() == run(before, feeds)["y"].tobytes()
+
+
+def test_a_mean_of_doubles_stays_because_no_pooling_takes_them() -> None:
+    text = "(double[1,3,4,5] x) => (double[1,3] y) { y = ReduceMean<axes=[2,3], keepdims=0>(x) }"
+    result = catalogue.find("pool-reduce-mean")()(model(HEAD + text), LocalContext())
+    assert not result.changes and "no pooling kernel" in result.skips[0].reason
+
+
+def test_onnxruntime_can_move_a_reshape_between_the_pairs_of_8_bit_floats() -> None:
+    """Where the scale is 1 its Gemm of a batched MatMul reads a Reshape of them, without a kernel below opset 21."""
+    text = HEAD + "(float[1,4,4] x) => (float[1,4,8] y) { a = Relu(x) b = MatMul(a, w) y = Add(b, v) }"
+    before, feeds = model(text, w=normal(4, 8), v=normal(8)), {"x": -np.ones((1, 4, 4), np.float32)}
+    result = catalogue.find("quantize-fp8")()(before, LocalContext([feeds]))
+    assert result.changes and run(result.model, feeds, optimize=True)["y"].shape == (1, 4, 8)
