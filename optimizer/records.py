@@ -61,7 +61,10 @@ class Quality:
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds per run: the median and its interval; tails only from enough runs. ``clock`` is cpu or wall."""
+    """Milliseconds per run: the median and its interval; tails only from enough runs. ``clock`` is cpu or wall.
+
+    ``quantiles`` stand for equal shares of the runs, each by its middle: of n, the i-th is the (i + 1/2) / n quantile.
+    """
 
     p50: float
     low: float
@@ -70,16 +73,22 @@ class Latency:
     runs: int
     p90: float | None = None
     p99: float | None = None
+    quantiles: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One model, measured. Whatever was not measured is ``None``."""
+    """One model, measured. Whatever was not measured is ``None``. ``load_ms`` is the time to open it, ``first_ms`` that
+    of its first run."""
 
     quality: Quality | None
     latency_ms: Latency | None
     size_bytes: int
     memory_bytes: int | None = None
+    load_ms: float | None = None
+    first_ms: float | None = None
+    profile: Profile | None = None
+    roofline: Roofline | None = None
 
 
 @dataclass(frozen=True)
@@ -180,6 +189,9 @@ class BenchmarkRow:
     size_bytes: int | None = None
     quality: Quality | None = None
     reason: str = ""
+    first_ms: float | None = None
+    profile: Profile | None = None
+    roofline: Roofline | None = None
 
 
 class Ruling(enum.StrEnum):
@@ -278,6 +290,8 @@ class Record:
     frontier: tuple[FrontierPoint, ...] = ()
     sensitivity: Sensitivity | None = None
     checked_on: CheckedOn | None = None
+    date: str = ""
+    origin: Origin | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The object that ``--json`` prints."""
@@ -292,6 +306,130 @@ class Record:
             for step in plain.pop("steps")
         ]
         return {"schema": SCHEMA, **plain, "steps": steps}
+
+
+# -- where time goes, and what bounds it -------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Origin:
+    """What a compile started from, as far as making it again needs it: digests (SHA-256) and settings."""
+
+    source_digest: str
+    model_digest: str
+    seed: int
+    batch: int
+    threads: int
+    metric: str = ""
+    data: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OpCost:
+    """An operator type in the graph that the runtime runs: its nodes, and milliseconds of one run in all of them."""
+
+    op: str
+    nodes: int
+    ms: Interval
+
+
+@dataclass(frozen=True)
+class NodeCost:
+    """A node of the graph that the runtime runs, and its milliseconds of one run without what it calls."""
+
+    node: str
+    op: str
+    ms: Interval
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of one run goes by the runtime's own profile, intervals over runs.
+
+    ``whole`` are all kernels, ``rest`` is what a run takes outside of them; profiling costs time itself, so the two
+    come to more than the latency. ``ops`` are all operator types and ``nodes`` the slowest nodes, most expensive first.
+    """
+
+    runs: int
+    whole: Interval
+    rest: Interval
+    ops: tuple[OpCost, ...]
+    nodes: tuple[NodeCost, ...]
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """What this machine can do at most, as measured with ``threads`` threads: multiply-accumulates per second of a
+    matrix product of floats and of 8-bit integers, bytes per second to and from memory and a working set that fits the
+    caches, milliseconds for calling a model at all, and for each node in it."""
+
+    threads: int
+    float_macs: Interval
+    int8_macs: Interval | None
+    memory: Interval
+    cached: Interval
+    call_ms: Interval
+    node_ms: Interval
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """The ceilings of one machine. ``cache_bytes`` is its last-level cache (0: not known), ``date`` when it was
+    measured."""
+
+    cpu: str
+    cores: int
+    runtime: str
+    provider: str
+    date: str
+    cache_bytes: int
+    at: tuple[Ceiling, ...]
+
+
+class Bound(enum.StrEnum):
+    """What takes most of a model's time."""
+
+    COMPUTE = "compute"
+    BANDWIDTH = "bandwidth"
+    OVERHEAD = "overhead"
+    NOTHING = "none"
+
+
+@dataclass(frozen=True)
+class LayerWork:
+    """A layer against its kernel: multiply-accumulates and bytes of one run, and the milliseconds that it took."""
+
+    layer: str
+    macs: int
+    bytes: int
+    ms: float
+    integer: bool
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """How near one model comes to what the machine can do.
+
+    ``float_macs`` and ``int8_macs`` are the work of one run, ``bytes`` what it moves (weights, inputs and outputs once
+    as the value and lower end; the upper end as if nothing stayed in a register between nodes), ``nodes`` how many the
+    runtime runs. ``compute_ms``, ``bandwidth_ms`` and ``overhead_ms`` are what the run would take if nothing else than
+    that ceiling held it back; ``share`` is the largest of them over the latency. ``cached`` says that the bytes were
+    held against the caches' ceiling, because they fit.
+    """
+
+    float_macs: int
+    int8_macs: int
+    bytes: Interval
+    nodes: int
+    compute_ms: Interval
+    bandwidth_ms: Interval
+    overhead_ms: Interval
+    bound: Bound
+    share: Interval
+    cached: bool
+    says: str
+    advice: tuple[str, ...]
+    ceiling: Ceiling
+    measured: str
+    layers: tuple[LayerWork, ...] = ()
 
 
 def to_plain(thing: Any) -> Any:
