@@ -16,6 +16,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_ENDLESS = {"low": -math.inf, "high": math.inf}
+"""What an end of an interval is that JSON has as ``null``; any other number there was not a number."""
+
 
 def from_plain(kind: type[T], tree: Any) -> T:
     """An object of the frozen dataclass ``kind`` from dicts, lists, numbers and text.
@@ -51,7 +54,9 @@ def _record(kind: Any, value: Any, where: str) -> Any:
     given = {}
     for field in dataclasses.fields(kind):
         place = f"{where}.{field.name}".lstrip(".")
-        if field.name in value:
+        if field.name in value and value[field.name] is None and hints[field.name] is float:
+            given[field.name] = _ENDLESS.get(field.name, math.nan)  # JSON has no infinities
+        elif field.name in value:
             given[field.name] = _read(hints[field.name], value[field.name], place)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ValueError(f"'{place}' is missing")
@@ -64,8 +69,6 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
         _require(value in known, where, f"one of {', '.join(map(str, known))}", value)
         return kind(value)
     if kind is float:
-        if value is None:  # what JSON makes of an infinity or NaN
-            return math.nan
         _require(isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number", value)
         return float(value)
     fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -155,7 +156,7 @@ def reading(count: int) -> Probe:
 def tiny(nodes: int) -> Probe:
     """A chain of additions of two numbers: nothing but calls."""
     names = ["x", *(f"v{i}" for i in range(nodes - 1)), "y"]
-    chain = " ".join(f"{b} = Add ({a}, s)" for a, b in zip(names, names[1:], strict=False))
+    chain = " ".join(f"{b} = Add ({a}, s)" for a, b in pairwise(names))
     return Probe(f"g (float[1] x, float[1] s) => (float[1] y) {{ {chain} }}", {n: np.ones(1, np.float32) for n in "xs"})
 
 
