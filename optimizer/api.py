@@ -32,11 +32,13 @@ from optimizer.measure.explain import Explanation
 from optimizer.measure.latency import Effort
 from optimizer.measure.quality import Judge, quality_of
 from optimizer.package import artifact
+from optimizer.package import evidence as evidence_file
 from optimizer.package.check import verify
 from optimizer.plan import DataRequest, Settings, SourceRequest, default_cache_dir
 from optimizer.preflight import plan
 from optimizer.progress import Silent, Watcher
 from optimizer.records import BenchmarkRow, Ceilings, Quality, Record
+from optimizer.report import html, markdown
 from optimizer.report.drift import DriftRecord
 from optimizer.report.inspection import Inspection, inspect_model
 from optimizer.report.nouns import Doctor, Problem
@@ -70,6 +72,7 @@ __all__ = [
     "compile",
     "compile_settings",
     "doctor",
+    "evidence",
     "explain",
     "export",
     "gate",
@@ -78,6 +81,7 @@ __all__ = [
     "passes_list",
     "plan",
     "reduce",
+    "report",
     "verify",
 ]
 
@@ -379,6 +383,25 @@ def export(
         opened = open_model(base, target, store, site, scratch)
         artifact.write_model_file(place, opened.model)
     return ExportReport(str(place), opened.exporter, opened.parity, opened.size_bytes, opened.warnings)
+
+
+def evidence(folder: str | Path) -> Record:
+    """What was measured for an artifact, read from its evidence. Raises :class:`optimizer.Fault`."""
+    return evidence_file.read(Path(folder))
+
+
+def report(folder: str | Path, output: str | Path | None = None, *, overwrite: bool = False) -> Path:
+    """Write the report of the artifact in ``folder`` again, as ``.html`` or ``.md``; returns where it is.
+
+    Raises :class:`optimizer.Fault` when there is no evidence that can be read, or the file exists.
+    """
+    record = evidence_file.read(Path(folder))
+    place = Path(output) if output is not None else Path.cwd() / f"{Path(folder).resolve().stem}.html"
+    made = {".html": html.page, ".md": markdown.report}.get(place.suffix)
+    if made is None:
+        raise usage(f"a report cannot be written as '{place.suffix}'", hint="Name a file that ends in .html or .md")
+    artifact.write_text_file(place, made(record), overwrite=overwrite)
+    return place
 
 
 def passes_list(names: Sequence[str] = ()) -> tuple[PassPage, ...]:

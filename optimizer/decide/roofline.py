@@ -17,6 +17,9 @@ from optimizer.records import Bound, Ceiling, Ceilings, Interval, Latency, Profi
 EXPLAINS = 0.5
 """Share of the latency from which a ceiling is what holds the model back."""
 
+EXCEEDED = 1.1
+"""A model that comes this much over a ceiling shows that the ceiling was measured too low."""
+
 CACHED_BELOW = 0.5
 """Share of the last-level cache under which what a model moves stays in it from run to run."""
 
@@ -105,6 +108,11 @@ def _says(bound: Bound, shares: Shares) -> str:
         maybe = [_NAMES[b] for b, s in shares.of.items() if s.high >= EXPLAINS]
         doubt = f"; it may still be {' or '.join(maybe)}" if maybe else ""
         return f"no ceiling explains the time: {_PLAIN[largest]} alone would take {_percent(share)} of it{doubt}"
+    if share.low > EXCEEDED:
+        return (
+            f"{_NAMES[bound]}-bound: it runs at {_percent(share)} of the ceiling, so that was measured on a busier "
+            "machine (measure again: lathe doctor --measure)"
+        )
     rivals = [b for b, s in shares.of.items() if b is not bound and s.high >= share.low and s.high >= EXPLAINS]
     doubt = f" ({' and '.join(_NAMES[b] for b in rivals)} may weigh as much)" if rivals else ""
     return f"{_NAMES[bound]}-bound: {_PLAIN[bound]} alone would take {_percent(share)} of the time{doubt}"

@@ -98,6 +98,20 @@ def write_model_file(path: Path, model: Model, *, external_above: int = EXTERNAL
     return size
 
 
+def write_text_file(path: Path, text: str, *, overwrite: bool = False) -> None:
+    """Write one text file whole or not at all. Raises a usage Fault when it exists and ``overwrite`` was not given,
+    a broken one when the disk is full, read-only or forbidden."""
+    place = path.absolute()
+    if place.is_dir():
+        raise usage("this is a folder, not the name of a file", where=str(path), code="not-a-file")
+    if place.exists() and not overwrite:
+        raise _exists(path)
+    with _faults_at(place), _parents(place.parent), _partial(place) as partial:
+        _write_text(partial / place.name, text)
+        (partial / place.name).replace(place)
+        _sync_folder(place.parent)
+
+
 def check_output(folder: Path, *, overwrite: bool) -> None:
     """Whether an artifact may be written there, asked before any work is done.
 

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from optimizer.records import Confidence, Interval, Judgement, Outcome, PassNote, Quality, Record, Step
+from optimizer.records import Confidence, Interval, Judgement, Measured, Outcome, PassNote, Record, Step
 from optimizer.report import html_time, plots, style, words
 from optimizer.report.html_time import Section
 from optimizer.report.markup import Html, join, table, tag
@@ -62,7 +62,7 @@ def _masthead(record: Record, name: str) -> Html:
         tag("h1", name),
         tag("div", badges, class_="badges"),
         tag("p", _capital(words.headline(record)) + ".", class_="lead"),
-        tag("p", f"Measured on {words.scene(record)}. Spans in brackets are 95 % intervals.", class_="note"),
+        tag("p", f"Measured on {words.scene(record)}. Spans in brackets are 95 % intervals.", class_="note"),
     )
 
 
@@ -80,7 +80,8 @@ def _tiles(record: Record) -> Html | None:
     if record.quality_drop is not None and now.quality is not None:
         moved = words.change(record.quality_drop, now.quality)
         value, _, span = moved.partition(" [")
-        tiles.append(_tile(now.quality.metric, value, f"[{span}" if span else ""))
+        told = f"{value} [{span}" if span else value
+        tiles.append(_tile(now.quality.metric, words.metric_value(now.quality), told))
     if was.latency_ms and now.latency_ms:
         tiles.append(
             _tile("latency", words.milliseconds(now.latency_ms.p50), _from(words.milliseconds(was.latency_ms.p50)))
@@ -128,26 +129,30 @@ def _measured(record: Record) -> Html | None:
         rows += _times(name, [getattr(m, key, None) for m in (was, now)])
     if not rows:
         return None
-    notes = []
-    for side, found in (("source", was), ("result", now)):
-        if found and found.latency_ms:
-            notes.append(f"{side}: {found.latency_ms.runs} runs, {found.latency_ms.clock} time")
-        if found and found.quality:
-            low, high = (words.metric_value(_at(found.quality, end)) for end in ("low", "high"))
-            notes.append(f"{side}: {found.quality.metric} [{low}, {high}] on {found.quality.samples} samples")
-    return join(
-        [table(("", "source", "result"), rows), tag("p", "; ".join(notes) + ".", class_="note") if notes else None]
+    notes = [text for text in (_runs(was, now), _samples(was, now)) if text]
+    return join([table(("", "source", "result"), rows), tag("p", " ".join(notes), class_="note") if notes else None])
+
+
+def _runs(was: Measured | None, now: Measured | None) -> str:
+    found = [m.latency_ms for m in (was, now) if m and m.latency_ms]
+    return f"Latency over {' and '.join(str(y.runs) for y in found)} runs ({found[0].clock} time)." if found else ""
+
+
+def _samples(was: Measured | None, now: Measured | None) -> str:
+    found = [m.quality for m in (was, now) if m and m.quality]
+    if not found:
+        return ""
+    spans = " and ".join(
+        f"[{words.metric_value(replace(q, value=q.low))}, {words.metric_value(replace(q, value=q.high))}]"
+        for q in found
     )
+    return f"{found[0].metric} on {found[0].samples} samples: {spans}."
 
 
 def _times(name: str, found: Sequence[float | None]) -> list[tuple[str, str, str]]:
     """A row of two times, unless neither is known."""
     was, now = (words.milliseconds(ms) for ms in found)
     return [(name, was, now)] if any(ms is not None for ms in found) else []
-
-
-def _at(quality: Quality, end: str) -> Quality:
-    return replace(quality, value=getattr(quality, end))
 
 
 def _ships(record: Record) -> Html | None:
@@ -172,8 +177,11 @@ def _ships(record: Record) -> Html | None:
 
 
 def _passes(notes: Sequence[PassNote]) -> Html:
-    rows = [(tag("code", n.name), n.exactness, str(n.changes), _remarks(n)) for n in notes]
-    return table(("pass", "promise", "changes", "remarks"), rows, right=(2,), kind="stack")
+    rows = [(tag("code", n.name), n.exactness, str(n.changes), _remarks(n)) for n in notes if n.changes or _remarks(n)]
+    idle = [n.name for n in notes if not (n.changes or _remarks(n))]
+    found = table(("pass", "promise", "changes", "remarks"), rows, right=(2,), kind="stack") if rows else None
+    nothing = f"Found nothing to do: {', '.join(dict.fromkeys(idle))}." if idle else ""
+    return join([found, tag("p", nothing, class_="note") if nothing else None])
 
 
 def _remarks(note: PassNote) -> str:

@@ -36,7 +36,7 @@ def latency(record: Record) -> Section:
     given = dict(found)
     drawing = plots.latency(given.get("source"), given.get("result"))
     count = len(found[0][1].quantiles)
-    caption = f"Each mark stands for one run in {count}, fastest to slowest; dashed lines are medians."
+    caption = f"Each mark stands for one run in {count}, fastest to slowest; the dashed lines are the latencies above."
     return figure(drawing, caption if drawing else "", numbers)
 
 
@@ -84,7 +84,7 @@ def operators(record: Record) -> Section:
         [
             tag("p", _how(sides), class_="note"),
             _legend([name for name, _ in sides]) if len(sides) > 1 else None,
-            table(head, rows, right=range(2, 2 + len(sides))),
+            table(head, rows, right=range(2, 2 + len(sides)), kind="stack"),
             tag(
                 "details",
                 tag("summary", f"The slowest nodes of the {sides[-1][0]}"),
@@ -114,7 +114,7 @@ def _operator_names(found: Sequence[Profile]) -> list[str]:
 def _operator_row(op: str, sides: Sequence[tuple[str, Profile]], most: float) -> tuple[Child, ...]:
     costs = [(name, next((o for o in found.ops if o.op == op), None)) for name, found in sides]
     bars = tag("div", [bar(cost.ms.value / most if cost else 0.0, name) for name, cost in costs])
-    return (op, bars, *(_us(cost.ms, cost.nodes) if cost else words.NOTHING for _, cost in costs))
+    return (op, Html(bars), *(_us(cost.ms, cost.nodes) if cost else words.NOTHING for _, cost in costs))
 
 
 def _rest_row(names: Sequence[str], sides: Sequence[tuple[str, Profile]]) -> tuple[Child, ...]:
@@ -211,4 +211,6 @@ def layers(record: Record) -> Section:
         f"quantized ({found.method}), and what its integer kernel saves in one run by the runtime's profile. The bars "
         "are the error itself."
     )
-    return join([tag("p", text, class_="note"), table(("layer", "error", "alone", "saves"), ranked, right=(2, 3))])
+    return join(
+        [tag("p", text, class_="note"), table(("layer", "error", "alone", "saves"), ranked, right=(2, 3), kind="stack")]
+    )

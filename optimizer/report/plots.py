@@ -35,7 +35,7 @@ _VARIABLES = {
 }
 """Colours in which matplotlib draws, and the variable of the style sheet that each stands for."""
 
-WIDTH, TEXT = 5.6, 10.5
+WIDTH, TEXT = 5.6, 12
 """Inches and points: at the width of a telephone the text is still some nine pixels high."""
 
 BINS = 60
@@ -166,7 +166,7 @@ def latency(source: Latency | None, result: Latency | None) -> Html | None:
 
     share = len(shown[0].quantiles)
     told = "; ".join(f"{name}: half of the runs take less than {words.milliseconds(y.p50)}" for name, _, y in given)
-    title = f"How long runs take: each mark is one run in {share}, the dashed lines are medians"
+    title = f"How long runs take: each mark is one run in {share}"
     return drawn(draw, 1.1 + 0.95 * len(given), "latency", title, told)
 
 
@@ -263,6 +263,9 @@ def roofline(source: Roofline | None, result: Roofline | None, latencies: Sequen
         axes = figure.subplots()
         axes.set_xscale("log")
         axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda value, _: f"{value:g}")
+            axis.set_minor_formatter(lambda value, _: "")
         axes.grid(True, which="major")
         for colour, found, ms in given:
             for layer in found.layers:
@@ -295,18 +298,18 @@ def _roofs(axes: Any, found: Roofline) -> None:
         roofs.append(("int8", ceiling.int8_macs.value / 1e9, (0, (5, 2))))
     slopes = [("memory", ceiling.memory.value / 1e9), ("caches", ceiling.cached.value / 1e9)]
     top = max(height for _, height, _ in roofs)
-    left, right = min(left, 0.3 * roofs[0][1] / slopes[1][1]), max(right, 3 * top / slopes[0][1])
+    left, right = min(left, 0.1 * roofs[0][1] / slopes[1][1]), max(right, 3 * top / slopes[0][1])
     for name, height, dashes in roofs:
         axes.axhline(height, color=MUTED, linewidth=1.3, linestyle=dashes, zorder=1)
-        axes.annotate(f"{name} {height:.3g}", (right, height), ha="right", va="bottom", color=MUTED, fontsize=TEXT - 1)
-    for name, slope in slopes:
+        axes.annotate(f"{name} {height:.3g}", (right, height), (-3, 3), ha="right", va="bottom", **_NEAR)
+    for (name, slope), (away, edge) in zip(slopes, ((0.88, "top"), (1.12, "bottom")), strict=True):
         end = min(right, top / slope)
         axes.plot([left, end], [slope * left, slope * end], color=MUTED, linewidth=1.1, linestyle=":", zorder=1)
-        axes.annotate(
-            f"{name} {slope:.3g} GB/s",
-            (left * 1.15, slope * left * 1.15),
-            color=MUTED,
-            fontsize=TEXT - 1,
-            va="bottom",
-        )
+        x, turned = left * 1.2, math.degrees(math.atan(slope))
+        told: dict[str, Any] = {"rotation": turned, "rotation_mode": "anchor", "transform_rotates_text": True}
+        axes.text(x, slope * x * away, f"{name} {slope:.3g} GB/s", va=edge, fontsize=TEXT - 1, color=MUTED, **told)
     axes.set_xlim(left, right)
+    axes.set_ylim(top=top * 2)
+
+
+_NEAR: dict[str, Any] = {"textcoords": "offset points", "fontsize": TEXT - 1, "color": MUTED}

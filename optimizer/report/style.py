@@ -9,7 +9,7 @@ SHEET = """
 :root {
   color-scheme: light dark;
   --page: #f6f4f0; --card: #ffffff; --ink: #1c1f24; --muted: #5d6570; --line: #e2ddd4; --soft: #f1ede6;
-  --source: #77808c; --result: #b3501b; --good: #23744a; --bad: #b0332a; --maybe: #8d6708;
+  --source: #77808c; --result: #ab4a17; --good: #23744a; --bad: #b0332a; --maybe: #826005;
   --good-soft: #e2f1e8; --bad-soft: #f9e4e1; --maybe-soft: #f8eed2; --plain-soft: #ebe7df;
 }
 @media (prefers-color-scheme: dark) {
@@ -61,7 +61,8 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { text-align: left; vertical-align: top; padding: .38rem .7rem .38rem 0; border-bottom: 1px solid var(--line); }
 thead th { color: var(--muted); font-weight: 500; font-size: .85rem; white-space: nowrap; }
-tbody th { font-weight: 500; }
+tbody th { font-weight: 500; min-width: 8rem; }
+td, thead th { overflow-wrap: break-word; }
 tbody tr:last-child > * { border-bottom: 0; }
 .num { text-align: right; white-space: nowrap; }
 .quiet { color: var(--muted); }
@@ -102,12 +103,13 @@ footer { color: var(--muted); font-size: .85rem; margin-top: 1.6rem; }
   table.stack tr { border-bottom: 1px solid var(--line); padding: .5rem 0; }
   table.stack tr:last-child { border-bottom: 0; }
   table.stack th, table.stack td { border: 0; padding: .1rem 0; text-align: left; white-space: normal; }
+  table.stack td.num { display: inline-block; margin-right: 1.2rem; }
   table.stack td:empty { display: none; }
   table.stack td[data-label]::before { content: attr(data-label) ": "; color: var(--muted); }
 }
 @media print {
   :root { --page: #fff; --card: #fff; --ink: #000; --muted: #444; --line: #ccc; --soft: #f3f3f3; --source: #77808c;
-    --result: #b3501b; --good: #23744a; --bad: #b0332a; --maybe: #8d6708; --good-soft: #e2f1e8;
+    --result: #ab4a17; --good: #23744a; --bad: #b0332a; --maybe: #826005; --good-soft: #e2f1e8;
     --bad-soft: #f9e4e1; --maybe-soft: #f8eed2; --plain-soft: #eee; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   body { font-size: 10.5pt; }
