@@ -32,7 +32,7 @@ def command(measure: bool, cache_dir: Path | None, as_json: bool) -> None:
     """
     from optimizer.cli.watching import watching
 
-    with watching() as watch:
+    with watching(quiet=not measure) as watch:
         found = api().doctor(measure=measure, cache_dir=cache_dir, watch=watch)
     if as_json:
         from optimizer.report.json_ import dump

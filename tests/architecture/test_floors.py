@@ -14,6 +14,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("passes.kit",),
     ("passes.clean", "passes.fuse", "passes.quantize"),
     ("passes.catalogue",),
+    ("optimizer.measured",),
     (
         "optimizer.faults",
         "optimizer.records",
