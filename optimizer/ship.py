@@ -11,17 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from optimizer.data.samples import Samples
-from optimizer.decide import roofline
 from optimizer.decide.judge import unmet
 from optimizer.decide.pareto import frontier
+from optimizer.dissecting import dissect
 from optimizer.faults import Fault, limit_not_met
-from optimizer.measure import adequacy, ceilings
-from optimizer.measure.profile import anatomy, counted
+from optimizer.measure import adequacy
 from optimizer.measure.scales import QualityReading, SpeedReading
 from optimizer.package import artifact, evidence, golden, manifest
 from optimizer.package.golden import GoldenPair
 from optimizer.records import (
-    Ceilings,
     Confidence,
     Interval,
     Judgement,
@@ -38,7 +36,6 @@ from optimizer.report import html, markdown
 from optimizer.runtime import hardware, sessions
 from optimizer.verify.apply import Candidate
 from optimizer.watch import memory, reference, sketches
-from optimizer.workers.pool import CallFailed, WorkerDied
 from optimizer.workshop import Bench
 from passes.kit.model import Model
 from passes.kit.recipe import Recipe
@@ -266,29 +263,22 @@ def remembered(bench: Bench, model: Model) -> bytes:
 def looked_into(bench: Bench, choice: Choice, record: Record) -> Record:
     """The record with the profiles of the source and of what ships, and what bounds each."""
     bench.watch.note("looking into the source and the result")
-    roofs = ceilings.kept(bench.store, bench.site)
-    shipped = choice.candidate.model if choice.candidate else bench.source.model
-    sides = []
-    for side, model in ((record.baseline, bench.source.model), (record.final, shipped)):
-        sides.append(dissected(bench, side, model, roofs) if side is not None else None)
-    return replace(record, baseline=sides[0], final=sides[1])
+    source = bench.source.model
+    was, now = (
+        _dissected(bench, side, model)
+        for side, model in (
+            (record.baseline, source),
+            (record.final, choice.candidate.model if choice.candidate else source),
+        )
+    )
+    return replace(record, baseline=was, final=now)
 
 
-def dissected(bench: Bench, side: Measured, model: Model, roofs: Ceilings | None) -> Measured:
-    """What was measured of one model, with where its time goes. As it was where the provider cannot be profiled."""
-    try:
-        found = anatomy(bench.store.put_model(model), model, bench.feed, bench.site)
-    except (Fault, WorkerDied, CallFailed) as error:
-        bench.watch.note(f"the runtime could not be profiled: {error}")
-        return side
-    if found is None:
-        return side
-    held = None
-    ceiling = roofline.at(roofs, bench.site.provider, bench.site.threads)
-    if roofs is not None and ceiling is not None and side.latency_ms is not None:
-        work = counted(model, bench.feed, found.kernels)
-        held = roofline.hold(work, len(found.kernels), side.latency_ms, roofs, ceiling, found.profile)
-    return replace(side, profile=found.profile, roofline=held)
+def _dissected(bench: Bench, side: Measured | None, model: Model) -> Measured | None:
+    if side is None:
+        return None
+    found = dissect(model, bench.feed, bench.site, side.latency_ms, bench.store, bench.watch)
+    return replace(side, profile=found.profile, roofline=found.roofline)
 
 
 def data_digests(bench: Bench) -> dict[str, str]:

@@ -28,6 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("optimizer.verify", "optimizer.measure"),
     ("optimizer.decide", "optimizer.report", "optimizer.package"),
     ("optimizer.watch",),
+    ("optimizer.dissecting",),
     ("optimizer.workshop",),
     ("optimizer.preflight", "optimizer.ship", "optimizer.climb", "optimizer.gating", "optimizer.checking"),
     ("optimizer.explore", "optimizer.explaining", "optimizer.debugging"),
