@@ -27,16 +27,18 @@ from optimizer.decide.policy import write as write_policy
 from optimizer.explaining import explain_settings
 from optimizer.faults import Fault, usage
 from optimizer.gating import Gated
-from optimizer.measure import bench
+from optimizer.measure import bench, ceilings
 from optimizer.measure.explain import Explanation
 from optimizer.measure.latency import Effort
 from optimizer.measure.quality import Judge, quality_of
 from optimizer.package import artifact
+from optimizer.package import evidence as evidence_file
 from optimizer.package.check import verify
 from optimizer.plan import DataRequest, Settings, SourceRequest, default_cache_dir
 from optimizer.preflight import plan
 from optimizer.progress import Silent, Watcher
-from optimizer.records import BenchmarkRow, Quality, Record
+from optimizer.records import BenchmarkRow, Ceilings, Quality, Record
+from optimizer.report import html, markdown
 from optimizer.report.drift import DriftRecord
 from optimizer.report.inspection import Inspection, inspect_model
 from optimizer.report.nouns import Doctor, Problem
@@ -70,6 +72,7 @@ __all__ = [
     "compile",
     "compile_settings",
     "doctor",
+    "evidence",
     "explain",
     "export",
     "gate",
@@ -78,6 +81,7 @@ __all__ = [
     "passes_list",
     "plan",
     "reduce",
+    "report",
     "verify",
 ]
 
@@ -381,6 +385,25 @@ def export(
     return ExportReport(str(place), opened.exporter, opened.parity, opened.size_bytes, opened.warnings)
 
 
+def evidence(folder: str | Path) -> Record:
+    """What was measured for an artifact, read from its evidence. Raises :class:`optimizer.Fault`."""
+    return evidence_file.read(Path(folder))
+
+
+def report(folder: str | Path, output: str | Path | None = None, *, overwrite: bool = False) -> Path:
+    """Write the report of the artifact in ``folder`` again, as ``.html`` or ``.md``; returns where it is.
+
+    Raises :class:`optimizer.Fault` when there is no evidence that can be read, or the file exists.
+    """
+    record = evidence_file.read(Path(folder))
+    place = Path(output) if output is not None else Path.cwd() / f"{Path(folder).resolve().stem}.html"
+    made = {".html": html.page, ".md": markdown.report}.get(place.suffix)
+    if made is None:
+        raise usage(f"a report cannot be written as '{place.suffix}'", hint="Name a file that ends in .html or .md")
+    artifact.write_text_file(place, made(record), overwrite=overwrite)
+    return place
+
+
 def passes_list(names: Sequence[str] = ()) -> tuple[PassPage, ...]:
     """The pages of the named passes, or of all. Raises :class:`optimizer.Fault` for an unknown name."""
     if not names:
@@ -393,8 +416,12 @@ def passes_list(names: Sequence[str] = ()) -> tuple[PassPage, ...]:
     return gather(names, catalogue.find)
 
 
-def doctor() -> Doctor:
-    """What this machine can run, and what is missing with the line that mends it."""
+def doctor(*, measure: bool = False, cache_dir: Path | None = None, watch: Watcher | None = None) -> Doctor:
+    """What this machine can run, and what is missing with the line that mends it.
+
+    With ``measure`` it is also measured what it can do at most, with one thread and with all, which takes half a
+    minute; the answer is kept in the cache, for benchmarks and reports.
+    """
     machine = hardware.host()
     problems: list[Problem] = []
     here: tuple[str, ...] = ()
@@ -432,7 +459,19 @@ def doctor() -> Doctor:
         here,
         tuple(problems),
         missing,
+        _ceilings(measure, cache_dir, watch or Silent()) if here else None,
     )
+
+
+def _ceilings(measure: bool, cache_dir: Path | None, watch: Watcher) -> Ceilings | None:
+    """The ceilings of this machine: measured now, or kept from before."""
+    folder = cache_dir or default_cache_dir()
+    counts = dict.fromkeys((1, hardware.host().cores))
+    sites = [open_site("cpu", threads) for threads in counts]
+    if measure:
+        watch.stage("measuring what this machine can do")
+        return ceilings.measure(Store(folder), sites, watch.note)
+    return ceilings.kept(Store(folder), sites[0]) if folder.is_dir() else None
 
 
 def _is_runtime(name: str | None) -> bool:

@@ -8,6 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from optimizer.measured import Bound as Bound
+from optimizer.measured import Ceiling as Ceiling
+from optimizer.measured import Ceilings as Ceilings
+from optimizer.measured import Interval as Interval
+from optimizer.measured import LayerWork as LayerWork
+from optimizer.measured import NodeCost as NodeCost
+from optimizer.measured import OpCost as OpCost
+from optimizer.measured import Profile as Profile
+from optimizer.measured import Roofline as Roofline
+
 SCHEMA = "lathe.record/1"
 
 
@@ -39,15 +49,6 @@ class Judgement(enum.StrEnum):
 
 
 @dataclass(frozen=True)
-class Interval:
-    """An estimate with its 95 % two-sided interval (``low <= value <= high``)."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Quality:
     """A metric on a split. ``samples`` is how many it was measured on."""
 
@@ -61,7 +62,10 @@ class Quality:
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds per run: the median and its interval; tails only from enough runs. ``clock`` is cpu or wall."""
+    """Milliseconds per run: the median and its interval; tails only from enough runs. ``clock`` is cpu or wall.
+
+    ``quantiles`` stand for equal shares of the runs, each by its middle: of n, the i-th is the (i + 1/2) / n quantile.
+    """
 
     p50: float
     low: float
@@ -70,16 +74,22 @@ class Latency:
     runs: int
     p90: float | None = None
     p99: float | None = None
+    quantiles: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One model, measured. Whatever was not measured is ``None``."""
+    """One model, measured. Whatever was not measured is ``None``. ``load_ms`` is the time to open it, ``first_ms`` that
+    of its first run."""
 
     quality: Quality | None
     latency_ms: Latency | None
     size_bytes: int
     memory_bytes: int | None = None
+    load_ms: float | None = None
+    first_ms: float | None = None
+    profile: Profile | None = None
+    roofline: Roofline | None = None
 
 
 @dataclass(frozen=True)
@@ -180,6 +190,9 @@ class BenchmarkRow:
     size_bytes: int | None = None
     quality: Quality | None = None
     reason: str = ""
+    first_ms: float | None = None
+    profile: Profile | None = None
+    roofline: Roofline | None = None
 
 
 class Ruling(enum.StrEnum):
@@ -278,6 +291,8 @@ class Record:
     frontier: tuple[FrontierPoint, ...] = ()
     sensitivity: Sensitivity | None = None
     checked_on: CheckedOn | None = None
+    date: str = ""
+    origin: Origin | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The object that ``--json`` prints."""
@@ -292,6 +307,19 @@ class Record:
             for step in plain.pop("steps")
         ]
         return {"schema": SCHEMA, **plain, "steps": steps}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a compile started from, as far as making it again needs it: digests (SHA-256) and settings."""
+
+    source_digest: str
+    model_digest: str
+    seed: int
+    batch: int
+    threads: int
+    metric: str = ""
+    data: Mapping[str, str] = field(default_factory=dict)
 
 
 def to_plain(thing: Any) -> Any:

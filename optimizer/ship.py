@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from optimizer.data.samples import Samples
 from optimizer.decide.judge import unmet
 from optimizer.decide.pareto import frontier
+from optimizer.dissecting import dissect
 from optimizer.faults import Fault, limit_not_met
 from optimizer.measure import adequacy
 from optimizer.measure.scales import QualityReading, SpeedReading
-from optimizer.package import artifact, golden, manifest
+from optimizer.package import artifact, evidence, golden, manifest
 from optimizer.package.golden import GoldenPair
 from optimizer.records import (
     Confidence,
     Interval,
     Judgement,
     Measured,
+    Origin,
     Outcome,
     Record,
     Sensitivity,
     Step,
     Verdict,
-    to_plain,
 )
 from optimizer.report import frontier as drawing
-from optimizer.report import markdown
+from optimizer.report import html, markdown
 from optimizer.runtime import hardware, sessions
 from optimizer.verify.apply import Candidate
 from optimizer.watch import memory, reference, sketches
@@ -76,6 +77,7 @@ def ship(
     """Write the artifact and return the record; without an artifact when a limit that the user set is not met."""
     record = record_of(bench, choice, steps, warnings, seconds)
     record = replace(record, frontier=frontier(steps, record.baseline, record.recipe), sensitivity=sensitivity)
+    record = looked_into(bench, choice, record)
     missed = unmet(bench.budget.limits(), choice.speed, sizes_of(bench, choice))
     if missed:
         hint = f"The best that keeps the quality is '{choice.label}'; loosen the limit, or give up quality for it"
@@ -102,14 +104,16 @@ def ship(
         runs_at={"batch": bench.settings.batch, "threads": bench.settings.threads},
     )
     public = replace(record, artifact=None, source=public_name(bench.settings.source.model))
+    found = evidence.of(public, choice.label)
     contents = artifact.Contents(
         model,
         tree,
-        evidence_of(public, choice),
+        found,
         markdown.report(public),
         pairs,
         drawing.svg(public),
         remembered(bench, model),
+        html.page(evidence.record(found)),
     )
     place = artifact.write(output_folder(bench), contents, overwrite=bench.settings.overwrite)
     return replace(record, artifact=str(place))
@@ -129,8 +133,17 @@ def record_of(bench: Bench, choice: Choice, steps: Sequence[Step], warnings: Seq
             speed.baseline,
             source_size,
             speed.baseline_memory_bytes,
+            speed.baseline_load_ms,
+            speed.baseline_first_ms,
         ),
-        final=Measured(quality.candidate if quality else None, speed.candidate, size, speed.memory_bytes),
+        final=Measured(
+            quality.candidate if quality else None,
+            speed.candidate,
+            size,
+            speed.memory_bytes,
+            speed.load_ms,
+            speed.first_ms,
+        ),
         speedup=speed.speedup if choice.candidate else SAME,
         quality_drop=quality.drop.interval if quality else None,
         confidence=confidence_of(bench, choice),
@@ -149,6 +162,22 @@ def record_of(bench: Bench, choice: Choice, steps: Sequence[Step], warnings: Seq
         environment=hardware.environment(),
         seconds=seconds,
         checked_on=bench.builder.verifier.checked_on(),
+        date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        origin=origin_of(bench, choice),
+    )
+
+
+def origin_of(bench: Bench, choice: Choice) -> Origin:
+    """What making it again needs."""
+    settings = bench.settings
+    return Origin(
+        bench.source.digest,
+        (choice.candidate.model if choice.candidate else bench.source.model).digest(),
+        settings.seed,
+        settings.batch,
+        settings.threads,
+        bench.metric.name if bench.metric else "",
+        data_digests(bench),
     )
 
 
@@ -231,10 +260,25 @@ def remembered(bench: Bench, model: Model) -> bytes:
     return reference.to_bytes(memory.remember(model, bench.builder.world, bench.splits, bench.settings.seed))
 
 
-def evidence_of(record: Record, choice: Choice) -> dict[str, Any]:
-    """Everything measured."""
-    plain: dict[str, Any] = to_plain(record.as_json())
-    return {**plain, "schema": "lathe.evidence/1", "shipped": choice.label}
+def looked_into(bench: Bench, choice: Choice, record: Record) -> Record:
+    """The record with the profiles of the source and of what ships, and what bounds each."""
+    bench.watch.note("looking into the source and the result")
+    source = bench.source.model
+    was, now = (
+        _dissected(bench, side, model)
+        for side, model in (
+            (record.baseline, source),
+            (record.final, choice.candidate.model if choice.candidate else source),
+        )
+    )
+    return replace(record, baseline=was, final=now)
+
+
+def _dissected(bench: Bench, side: Measured | None, model: Model) -> Measured | None:
+    if side is None:
+        return None
+    found = dissect(model, bench.feed, bench.site, side.latency_ms, bench.store, bench.watch)
+    return replace(side, profile=found.profile, roofline=found.roofline)
 
 
 def data_digests(bench: Bench) -> dict[str, str]:

@@ -22,6 +22,7 @@ VERBS: dict[str, str] = {
     "gate": "Hold an artifact to a policy and a baseline: pass, fail or undecided, for CI.",
     "verify": "Check that an artifact is whole and gives the answers it was shipped with.",
     "check-data": "Hold new data against what an artifact remembers: ok, drift or undecided.",
+    "report": "Make the report of an artifact again, from its evidence.",
     "inspect": "Show what a model is made of, and what each pass would do to it.",
     "explain": "Say what quantization costs a model layer by layer, and what to try next.",
     "export": "Turn a PyTorch model into ONNX and measure that both agree.",

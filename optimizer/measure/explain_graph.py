@@ -98,7 +98,12 @@ def kernels(path: Path, feeds: dict[str, Array], site: Site, runs: int = RUNS) -
     """The nodes that the runtime runs for the model at ``path``, timed on ``feeds``. Raises a Fault when it cannot."""
     with sessions.worker() as worker:
         found = sessions.ask(worker, INSIDE + "look_inside", site, path=str(path), feeds=feeds, runs=runs)
-    times = {name: (op, float(ms)) for name, (op, ms, _) in found["times"].items()}
+    return kernels_of(found)
+
+
+def kernels_of(found: Mapping[str, Any]) -> tuple[Kernel, ...]:
+    """The nodes in the answer of :func:`optimizer.runtime.inside.look_inside`, each with its median time."""
+    times = {name: (found["ops"][name], float(np.median(ms))) for name, ms in found["taken"].items()}
     seen: set[str] = set()
     made = []
     for node in found["nodes"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ Array = np.ndarray[Any, Any]
 Evaluator = Callable[[Path], float]
 
 EVALUATOR = "evaluator"
+
+QUANTILES = 40
+"""Into how many equal shares a record divides the runs of a latency."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,9 @@ class SpeedReading:
     memory_bytes: int
     baseline_memory_bytes: int
     load_ms: float
+    first_ms: float | None = None
+    baseline_load_ms: float | None = None
+    baseline_first_ms: float | None = None
 
 
 @dataclass
@@ -99,18 +105,28 @@ class Scales:
             self.store.put_answer(key, [_plain(base), _plain(mine)])
         self._kept.append(key)
         return SpeedReading(
-            base.latency(),
-            mine.latency(),
+            spread(base),
+            spread(mine),
             speedup(base, mine, self.seed),
             mine.memory_bytes,
             base.memory_bytes,
             mine.load_ms,
+            mine.first_ms,
+            base.load_ms,
+            base.first_ms,
         )
 
     def forget_journal(self) -> None:
         """Drop the latencies of this compile: another day's machine is another machine."""
         for key in self._kept:
             self.store.drop_answer(key)
+
+
+def spread(timing: Timing) -> Latency:
+    """The latency with the shape of its distribution."""
+    runs = np.concatenate([block for restart in timing.blocks for block in restart])
+    shares = (np.arange(QUANTILES) + 0.5) / QUANTILES
+    return replace(timing.latency(), quantiles=tuple(float(f"{q:.5g}") for q in np.quantile(runs, shares)))
 
 
 def _scored(source: Quality) -> Quality:

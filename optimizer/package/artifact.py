@@ -31,13 +31,14 @@ WEIGHTS = "model.onnx.data"
 MANIFEST = "manifest.json"
 EVIDENCE = "evidence.json"
 REPORT = "report.md"
+PAGE = "report.html"
 FRONTIER = "frontier.svg"
 GOLDEN = "golden"
 WATCH = "watch.npz"
 SUMS = "SHA256SUMS"
 """Digests of every other file, in the form that ``sha256sum -c`` reads."""
 
-KNOWN = frozenset({MODEL, WEIGHTS, MANIFEST, EVIDENCE, REPORT, FRONTIER, GOLDEN, WATCH, SUMS})
+KNOWN = frozenset({MODEL, WEIGHTS, MANIFEST, EVIDENCE, REPORT, PAGE, FRONTIER, GOLDEN, WATCH, SUMS})
 
 EXTERNAL_ABOVE_BYTES = 1_500_000_000
 """Weights beyond this stand beside the graph: one protobuf message cannot pass 2 GiB."""
@@ -51,7 +52,8 @@ _ABANDONED_SECONDS = 60.0
 @dataclass(frozen=True)
 class Contents:
     """What goes into an artifact. ``manifest`` is without ``files``, which writing adds; ``frontier`` is a drawing
-    (SVG) that the report shows, empty for none; ``watch`` is what the artifact remembers of its data."""
+    (SVG) that the report shows and ``page`` the same report for a browser, empty for none; ``watch`` is what the
+    artifact remembers of its data."""
 
     model: Model
     manifest: Mapping[str, Any]
@@ -60,6 +62,7 @@ class Contents:
     golden: Sequence[GoldenPair] = ()
     frontier: str = ""
     watch: bytes = b""
+    page: str = ""
 
 
 def write(
@@ -93,6 +96,20 @@ def write_model_file(path: Path, model: Model, *, external_above: int = EXTERNAL
             (partial / name).replace(place.parent / name)
         _sync_folder(place.parent)
     return size
+
+
+def write_text_file(path: Path, text: str, *, overwrite: bool = False) -> None:
+    """Write one text file whole or not at all. Raises a usage Fault when it exists and ``overwrite`` was not given,
+    a broken one when the disk is full, read-only or forbidden."""
+    place = path.absolute()
+    if place.is_dir():
+        raise usage("this is a folder, not the name of a file", where=str(path), code="not-a-file")
+    if place.exists() and not overwrite:
+        raise _exists(path)
+    with _faults_at(place), _parents(place.parent), _partial(place) as partial:
+        _write_text(partial / place.name, text)
+        (partial / place.name).replace(place)
+        _sync_folder(place.parent)
 
 
 def check_output(folder: Path, *, overwrite: bool) -> None:
@@ -206,9 +223,10 @@ def _fill(folder: Path, contents: Contents, external_above: int) -> None:
     _write_text(folder / EVIDENCE, to_text(contents.evidence))
     _write_text(folder / REPORT, contents.report)
     names += [MANIFEST, EVIDENCE, REPORT]
-    if contents.frontier:
-        _write_text(folder / FRONTIER, contents.frontier)
-        names.append(FRONTIER)
+    for name, text in ((FRONTIER, contents.frontier), (PAGE, contents.page)):
+        if text:
+            _write_text(folder / name, text)
+            names.append(name)
     if contents.watch:
         with _create(folder / WATCH) as stream:
             stream.write(contents.watch)

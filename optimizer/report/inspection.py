@@ -11,34 +11,9 @@ import onnx_ir as ir
 
 from optimizer.records import PassNote
 from passes.kit.model import Model, Port
-from passes.kit.shapes import Shapes
+from passes.kit.work import Work, count_work, op_name, with_sizes
 
 _NOT_PARAMETERS = (ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING)  # shapes, indices, masks, words
-
-_CONV_WEIGHT = {"Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
-_MATMUL_RIGHT = {
-    "MatMul": 1,
-    "Gemm": 1,
-    "FusedMatMul": 1,
-    "FusedGemm": 1,
-    "MatMulInteger": 1,
-    "MatMulIntegerToFloat": 1,
-    "DynamicQuantizeMatMul": 1,
-    "QLinearMatMul": 3,
-    "QGemm": 3,
-}
-_UNCOUNTED = frozenset(
-    ("Attention", "Einsum", "GRU", "GroupQueryAttention", "LSTM", "MultiHeadAttention", "QAttention", "RNN")
-)
-
-
-@dataclass(frozen=True)
-class Work:
-    """Multiply-accumulates of one run: in all, by operator, and operators whose work could not be counted."""
-
-    total: int
-    by_op: Mapping[str, int]
-    unknown: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -71,7 +46,7 @@ def inspect_model(
 ) -> Inspection:
     """Read ``model``. ``sizes`` gives open dimensions a size by name (1 otherwise); ``passes`` says what each pass
     would do, as found by whoever ran them."""
-    ops = Counter(_op(node) for node in model.nodes())
+    ops = Counter(op_name(node) for node in model.nodes())
     tensors = list(_weights(model))
     types: Counter[str] = Counter()
     for tensor in tensors:
@@ -109,105 +84,6 @@ def quantization(ops: Mapping[str, int]) -> str:
     )
     names = [op.rpartition(".")[2] for op in ops]
     return ", ".join(kind for kind, heads in kinds if any(name.startswith(heads) for name in names))
-
-
-def with_sizes(model: Model, sizes: Mapping[str, int]) -> tuple[Model, dict[str, int]]:
-    """``model`` with every open input dimension given a size, and which ones were: ``name`` or ``input:axis``."""
-    fork = model.fork()
-    assumed: dict[str, int] = {}
-    for value in fork.graph.inputs:
-        if value.shape is None:
-            continue
-        dims: list[int] = []
-        for axis, dim in enumerate(value.shape):
-            if isinstance(dim, int):
-                dims.append(dim)
-                continue
-            key = dim.value or f"{value.name}:{axis}"
-            assumed[key] = sizes.get(key, sizes.get(f"{value.name}:{axis}", 1))
-            dims.append(assumed[key])
-        value.shape = ir.Shape(dims)
-    return fork, assumed
-
-
-def count_work(model: Model, sizes: Mapping[str, int] | None = None) -> Work:
-    """Multiply-accumulates of convolutions and matrix products, bodies of If, Loop and Scan counted once each.
-
-    Where a shape cannot be derived, what the file declares of it is believed, ``sizes`` filling in named dimensions.
-    Conv: output elements times weights per output channel. ConvTranspose: input elements times weights per input
-    channel. Matrix products: output elements times the inner dimension.
-    """
-    shapes = _Sizes(Shapes(model), sizes or {})
-    by_op: Counter[str] = Counter()
-    unknown: Counter[str] = Counter()
-    for node in model.nodes():
-        if not _does_work(node):
-            continue
-        work = _work_of(node, shapes)
-        if work is None:
-            unknown[_op(node)] += 1
-        else:
-            by_op[_op(node)] += work
-    return Work(sum(by_op.values()), dict(by_op.most_common()), dict(unknown.most_common()))
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """Derived shapes, or else declared ones."""
-
-    derived: Shapes
-    sizes: Mapping[str, int]
-
-    def static(self, value: ir.Value | None) -> tuple[int, ...] | None:
-        found = self.derived.static(value)
-        if found is not None or value is None or value.shape is None:
-            return found
-        dims = [d if isinstance(d, int) else self.sizes.get(d.value or "") for d in value.shape]
-        known = tuple(d for d in dims if d is not None)
-        return known if len(known) == len(dims) else None
-
-
-def _does_work(node: ir.Node) -> bool:
-    op = node.op_type
-    return op in _CONV_WEIGHT or op in _MATMUL_RIGHT or op in _UNCOUNTED or op in ("ConvTranspose", "MatMulNBits")
-
-
-def _work_of(node: ir.Node, shapes: _Sizes) -> int | None:
-    op = node.op_type
-    left = shapes.static(_input(node, 0))
-    out = shapes.static(node.outputs[0])
-    if op in _CONV_WEIGHT:
-        weight = shapes.static(_input(node, _CONV_WEIGHT[op]))
-        return None if weight is None or out is None else math.prod(out) * math.prod(weight[1:])
-    if op == "ConvTranspose":
-        weight = shapes.static(_input(node, 1))
-        return None if weight is None or left is None else math.prod(left) * math.prod(weight[1:])
-    if op == "MatMulNBits":
-        return None if left is None else math.prod(left) * node.attributes["N"].as_int()
-    if op in _MATMUL_RIGHT:
-        return _product(node, left, shapes.static(_input(node, _MATMUL_RIGHT[op])), out)
-    return None
-
-
-def _product(
-    node: ir.Node, left: tuple[int, ...] | None, right: tuple[int, ...] | None, out: tuple[int, ...] | None
-) -> int | None:
-    if not left:
-        return None
-    turned = "transA" in node.attributes and node.attributes["transA"].as_int() == 1
-    if out is not None:
-        return math.prod(out) * (left[0] if turned else left[-1])
-    if right is None or len(right) != 2 or "transB" in node.attributes:
-        return None
-    return math.prod(left) * right[-1]  # operators that shape inference does not know
-
-
-def _input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
-
-
-def _op(node: ir.Node) -> str:
-    return f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
 
 
 def _weights(model: Model) -> Iterator[ir.TensorProtocol]:

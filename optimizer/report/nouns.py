@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from optimizer.records import Interval, Latency, Quality
+from optimizer.records import Ceilings, Interval, Latency, Quality
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Bisection:
 @dataclass(frozen=True)
 class Doctor:
     """What this machine can run. ``features`` are the CPU features that targets ask for and this CPU has,
-    ``missing`` optional packages with the line that installs them."""
+    ``missing`` optional packages with the line that installs them, ``ceilings`` what it was measured to do at most."""
 
     version: str
     python: str
@@ -60,6 +60,7 @@ class Doctor:
     providers: tuple[str, ...]
     problems: tuple[Problem, ...] = ()
     missing: tuple[str, ...] = ()
+    ceilings: Ceilings | None = None
 
 
 class Row(Protocol):

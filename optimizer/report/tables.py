@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from optimizer.records import PassNote
+from optimizer.records import Ceilings, PassNote
 from optimizer.report import words
 from optimizer.report.console import line, table, title
 from optimizer.report.inspection import Inspection
@@ -184,10 +184,27 @@ def doctor(found: Doctor) -> RenderableType:
         ("providers", ", ".join(found.providers) or "none"),
     ]
     parts: list[RenderableType] = [line(label, text) for label, text in facts if text]
+    parts += ceilings(found.ceilings) if found.ceilings is not None else []
     parts += [line("problem", f"{p.what}. To mend it: {p.fix}", "bold red") for p in found.problems]
     if not found.problems:
         parts.append(line("verdict", "everything that Lathe needs is here", "green"))
     return Group(*parts)
+
+
+def ceilings(found: Ceilings) -> list[RenderableType]:
+    """What the machine can do at most, one column for each number of threads."""
+    rows = [
+        ("products of floats", "MAC/s", [words.count(c.float_macs.value) for c in found.at]),
+        ("products of int8", "MAC/s", [words.count(c.int8_macs.value if c.int8_macs else None) for c in found.at]),
+        ("reading memory", "B/s", [words.size(int(c.memory.value)) for c in found.at]),
+        ("reading caches", "B/s", [words.size(int(c.cached.value)) for c in found.at]),
+        ("calling a model", "", [words.milliseconds(c.call_ms.value) for c in found.at]),
+        ("each further node", "", [words.milliseconds(c.node_ms.value) for c in found.at]),
+    ]
+    head = ("", *(f"{c.threads} thread{'s' if c.threads != 1 else ''}" for c in found.at), "")
+    text = f"what it can do at most (onnxruntime {found.runtime}, measured {found.date})"
+    cells = [(name, *values, unit) for name, unit, values in rows]
+    return ["", title(text), table(head, cells, right=range(1, 1 + len(found.at)))]
 
 
 def cache(entries: Sequence[Kept], folder: str) -> RenderableType:

@@ -195,3 +195,16 @@ def available_memory() -> int:
     except OSError:
         return host().memory_bytes or 1 << 62
     return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("MemAvailable")), 1 << 62)
+
+
+def last_cache_bytes() -> int:
+    """Size of the last-level cache (shared with other cores, or other guests of the host); 0 where nobody says."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    sizes = [0]
+    for place in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            text = (place / "size").read_text().strip()
+            sizes.append(int(text[:-1]) * units[text[-1]])
+        except (OSError, ValueError, KeyError, IndexError):
+            continue
+    return max(sizes)

@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from bisect import bisect_right
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,11 @@ Feeds = dict[str, Any]
 
 SUMS = ("signal", "noise", "energy", "product")
 """Columns of :func:`compare_values`: sums over elements of l*l, (r-l)^2, r*r and l*r."""
+
+_KERNEL = "_kernel_time"
+"""How the runtime's profile ends the name of a node that ran."""
+
+_WITH_BODIES = frozenset(("If", "Loop", "Scan"))
 
 SETTLING_RUNS = 3
 """Profiled runs that are left out: the first ones pay for memory and caches."""
@@ -53,25 +60,27 @@ def _sums(a: Array, b: Array) -> Array:
 
 
 def look_inside(
-    path: str, feeds: Feeds, provider: str, threads: int, runs: int, most_seconds: float = 2.0
+    path: str, feeds: Feeds, provider: str, threads: int, runs: int, most_seconds: float = 2.0, graph: bool = True
 ) -> dict[str, Any]:
     """What the runtime makes of the model at ``path``: the nodes of its optimized graph and the time of each.
 
-    ``nodes`` are dicts of name, op (with its domain unless ONNX's own), inputs and outputs, in order; ``times`` maps a
-    node's name to [op, median milliseconds of one run, calls]. Shared names are summed. Stops after ``most_seconds``.
+    ``nodes`` are dicts of name, op (with its domain unless ONNX's own), inputs and outputs, in order (none without
+    ``graph``); ``ops`` maps a node's name to its operator, ``taken`` to its milliseconds in each run (float64 [runs],
+    without what runs inside of it; shared names are summed), ``whole`` are the milliseconds of the runs. The profile's
+    clock ticks in microseconds. Stops after ``most_seconds``.
     """
     with tempfile.TemporaryDirectory(prefix="lathe-") as folder:
-        kept = Path(folder) / "optimized.onnx"
-        session = open_session(path, provider, threads, profile=str(Path(folder) / "profile"), keep=str(kept))
+        kept = str(Path(folder) / "optimized.onnx") if graph else ""
+        session = open_session(path, provider, threads, profile=str(Path(folder) / "profile"), keep=kept)
         wanted = {i.name for i in session.get_inputs()}
         fed = {k: v for k, v in feeds.items() if k in wanted}
         deadline, done = time.monotonic() + most_seconds, 0
         while done < SETTLING_RUNS + 1 or (done < SETTLING_RUNS + runs and time.monotonic() < deadline):
-            session.run(None, fed)
+            run_once(session, fed)
             done += 1
         events = json.loads(Path(session.end_profiling()).read_text())
-        nodes = _nodes(kept) if kept.exists() else []
-    return {"nodes": nodes, "times": _times(events, done), "runs": done - SETTLING_RUNS}
+        nodes = _nodes(Path(kept)) if kept and Path(kept).exists() else []
+    return {"nodes": nodes, **_times(events)}
 
 
 def _nodes(path: Path) -> list[dict[str, Any]]:
@@ -89,23 +98,39 @@ def _nodes(path: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _times(events: list[dict[str, Any]], runs: int) -> dict[str, list[Any]]:
-    """Median milliseconds per node over the runs after the settling ones. The profile's clock ticks in microseconds."""
-    taken: dict[str, list[float]] = defaultdict(list)
+def _times(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """Milliseconds per node and run, the settling runs left out."""
+    runs = sorted((e["ts"], e["dur"]) for e in events if e.get("name") == "model_run" and e.get("cat") == "Session")
+    starts, whole = [ts for ts, _ in runs], np.array([dur for _, dur in runs]) / 1e3
+    taken: dict[str, Array] = {}
     ops: dict[str, str] = {}
-    for event in events:
-        name = str(event.get("name", ""))
-        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
-            key = name.removesuffix("_kernel_time")
-            ops[key] = event["args"].get("op_name", "?")
-            taken[key].append(event["dur"] / 1e3)
-    found = {}
-    for key, values in taken.items():
-        calls = max(1, len(values) // runs)
-        whole = np.asarray(values[: len(values) // calls * calls]).reshape(-1, calls).sum(axis=1)
-        settled = whole[SETTLING_RUNS:] if len(whole) > SETTLING_RUNS else whole
-        found[key] = [ops[key], float(np.median(settled)), calls]
-    return found
+    for event, own in _own_times([e for e in events if _is_kernel(e)]):
+        name = str(event["name"]).removesuffix(_KERNEL)
+        ops[name] = event["args"].get("op_name", "?")
+        run = bisect_right(starts, event["ts"]) - 1
+        taken.setdefault(name, np.zeros(len(runs)))[run] += own / 1e3
+    first = SETTLING_RUNS if len(runs) > SETTLING_RUNS else 0
+    return {"ops": ops, "taken": {name: ms[first:] for name, ms in taken.items()}, "whole": whole[first:]}
+
+
+def _is_kernel(event: dict[str, Any]) -> bool:
+    return event.get("cat") == "Node" and str(event.get("name", "")).endswith(_KERNEL)
+
+
+def _own_times(events: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], float]]:
+    """Each event with its microseconds less those of the events inside of it: bodies of If, Loop and Scan."""
+    inner: dict[int, float] = defaultdict(float)
+    open_ones: list[int] = []
+    order = sorted(events, key=lambda e: (e["ts"], -e["dur"]))
+    for i, event in enumerate(order):
+        end = event["ts"] + event["dur"]
+        while open_ones and order[open_ones[-1]]["ts"] + order[open_ones[-1]]["dur"] < end:
+            open_ones.pop()
+        if open_ones and order[open_ones[-1]]["args"].get("op_name") in _WITH_BODIES:
+            inner[open_ones[-1]] += event["dur"]
+        open_ones.append(i)
+    for i, event in enumerate(order):
+        yield event, max(0.0, event["dur"] - inner[i])
 
 
 def who_ran(path: str, feeds: Feeds, provider: str, threads: int) -> dict[str, list[list[str]]]:
@@ -117,9 +142,9 @@ def who_ran(path: str, feeds: Feeds, provider: str, threads: int) -> dict[str, l
     found: dict[str, dict[str, str]] = defaultdict(dict)
     for event in events:
         name = str(event.get("name", ""))
-        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
+        if _is_kernel(event):
             told = event["args"]
-            found[told.get("provider", "?")][name.removesuffix("_kernel_time")] = told.get("op_name", "?")
+            found[told.get("provider", "?")][name.removesuffix(_KERNEL)] = told.get("op_name", "?")
     return {provider: [[name, op] for name, op in nodes.items()] for provider, nodes in found.items()}
 
 

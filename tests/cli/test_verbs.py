@@ -93,7 +93,7 @@ def test_export(lathe: Lathe, api: SimpleNamespace) -> None:
 
 def test_doctor(lathe: Lathe, api: SimpleNamespace) -> None:
     found = Doctor("0.1", "3.12", "Linux", "A CPU", 2, 8 * 10**9, ("avx2",), "x86-avx2", {"onnx": "1"}, ("cpu",))
-    api.doctor = lambda: found
+    api.doctor = lambda **_: found
     assert lathe("doctor").exit_code == 0
     assert one_object(lathe("doctor", "--json").stdout)["target"] == "x86-avx2"
     found = replace(found, problems=(Problem("no onnxruntime", "pip install 'lathe[cpu]'"),))

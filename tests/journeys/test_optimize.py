@@ -51,6 +51,11 @@ def test_a_cnn_is_quantized_within_budget_and_the_evidence_says_the_same(tmp_pat
     assert evidence["speedup"]["value"] == record.speedup.value
     assert {s["label"] for s in evidence["steps"]} >= {"lossless", "int8 static", "int8 dynamic"}
     assert str(tmp_path) not in json.dumps(evidence) + (Path(str(record.artifact)) / "manifest.json").read_text()
+    was, now = record.baseline.profile, record.final.profile  # type: ignore[union-attr]
+    assert was is not None and now is not None
+    assert "Conv" in {o.op for o in was.ops} and "QLinearConv" in {o.op for o in now.ops}
+    page = (Path(str(record.artifact)) / "report.html").read_text()
+    assert record.origin is not None and record.origin.source_digest in page and str(tmp_path) not in page
 
 
 def test_the_same_recipe_gives_the_same_bytes_from_a_cold_store(tmp_path: Path) -> None:
