@@ -133,7 +133,8 @@ def rows(layout: Layout, batch: Array) -> Array:
         return np.zeros((len(batch), len(layout.names())), np.float32)
     with np.errstate(all="ignore"):
         found = _ROWS[layout.kind](layout, batch)
-    return np.nan_to_num(np.stack(found, axis=1), nan=0.0).astype(np.float32)
+    stacked: Array = np.nan_to_num(np.stack(found, axis=1), nan=0.0).astype(np.float32)
+    return stacked
 
 
 def classes(batch: Array) -> Array | None:
