@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("passes.kit",),
-    ("passes.clean", "passes.fuse", "passes.quantize"),
+    ("passes.clean", "passes.fuse", "passes.quantize", "passes.prune"),
     ("passes.catalogue",),
     ("optimizer.measured",),
     (
