@@ -1,4 +1,4 @@
-"""How many units each group loses, so that a goal is met for the least damage. Pure: curves and prices in, widths out."""
+"""How many units each group loses, so that a goal is met for the least damage. Pure: curves in, widths out."""
 
 from __future__ import annotations
 

@@ -138,7 +138,9 @@ def follow(node: ir.Node, at: Trail) -> None:
         return
     _pin_sizes(node, at)
     _pin_folded(node, at)
-    if node.domain in ONNX and node.op_type in RULES:
+    if node.op_type != "Constant" and any(v is not None and at.labels.shapes.rank(v) is None for v in node.inputs):
+        refuse(node, at, f"{name(node)} reads a value of unknown rank")
+    elif node.domain in ONNX and node.op_type in RULES:
         RULES[node.op_type](node, at)
     elif node.domain == CONTRIB and node.op_type in CONTRIB_UNARY and len([v for v in node.inputs if v]) == 1:
         elementwise(node, at)
@@ -288,7 +290,8 @@ def _with_addend(at: Trail, result: Axes, addend: ir.Value) -> Axes:
     found = list(result)
     for place, axis in enumerate(held):
         where = place + 2 - len(held)
-        if place >= len(dims) or dims[place] != 1 or (found[where] is not None and len(found[where] or ()) == 1):
+        along = found[where]
+        if place >= len(dims) or dims[place] != 1 or (along is not None and len(along) == 1):
             found[where] = at.labels.join(found[where], axis, "the bias of a product cannot be cut")
     return found
 
@@ -335,6 +338,9 @@ def channel_norm(node: ir.Node, at: Trail) -> None:
 def mixing(node: ir.Node, at: Trail) -> None:
     """What is normalized over cannot lose positions: every other one would change."""
     held = at.labels.of(node.inputs[0])
+    if not held:
+        refuse(node, at, f"{name(node)} of a single number")
+        return
     soft = node.op_type in ("Softmax", "LogSoftmax", "Hardmax")
     old = soft and at.labels.shapes.opset < 13
     axis = int(attribute(node, "axis", 1 if old else -1)) % max(1, len(held))
@@ -376,7 +382,7 @@ def reduction(node: ir.Node, at: Trail) -> None:
         at.labels.set(node.outputs[0], list(held))
         return
     over = set(listed or range(len(held)))
-    for axis in over:
+    for axis in over & set(range(len(held))):
         at.labels.pin(held[axis], f"{name(node)} goes over it")
     keep = bool(attribute(node, "keepdims", 1))
     at.labels.set(node.outputs[0], [None if i in over else a for i, a in enumerate(held) if keep or i not in over])

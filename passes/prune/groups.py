@@ -1,7 +1,8 @@
 """Coupled groups: the channels, heads and hidden units of a model that can be taken out, and why others cannot.
 
 A *unit* is the smallest thing that can go: all positions, along all axes of all weights, that carry one label. A
-*group* holds the units that lie on the same axes (the output channels of a layer, say, with what normalizes and reads them).
+*group* holds the units that lie on the same axes (the output channels of a layer, say, with what normalizes and reads
+them).
 """
 
 from __future__ import annotations

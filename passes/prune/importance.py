@@ -23,7 +23,8 @@ import numpy as np
 from passes.kit.context import Context
 from passes.kit.contract import Edit
 from passes.kit.model import Model, constant
-from passes.kit.reducers import ChannelMoments, Gram
+from passes.kit.reducers import ChannelMoments
+from passes.kit.sums import Gram
 from passes.prune.follow import Product
 from passes.prune.groups import Group, Structure, makers, readers, study
 from passes.prune.labels import Array
