@@ -35,6 +35,7 @@ _BUILT_IN: dict[str, str] = {
     "quantize-weights": "passes.quantize.quantize_weights:QuantizeWeights",
     "prune-channels": "passes.prune.prune_channels:PruneChannels",
     "prune-heads": "passes.prune.prune_heads:PruneHeads",
+    "refit": "passes.prune.refit:Refit",
 }
 
 LOSSLESS = Recipe.parse(

@@ -175,6 +175,10 @@ def _replace(cut: _Cut, node: ir.Node, index: int, array: Array) -> None:
             cut.graph.initializers.pop(old.name)
 
 
+THINNED = "lathe.thinned/"
+"""Prefix of the model's metadata that names the results of layers which lost single weights."""
+
+
 # -- what stayed, for those who come after -----------------------------------------------------------------------------
 def _note(cut: _Cut, model: Model, lost: Mapping[ir.Value, Mapping[int, Array]]) -> None:
     """Write down which positions of the layers' results stayed: ``refit`` compares them with the original's."""
