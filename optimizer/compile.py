@@ -29,6 +29,7 @@ from optimizer.preflight import require_room
 from optimizer.progress import Silent, Watcher
 from optimizer.records import Judgement, Record, Verdict
 from optimizer.workshop import Bench, candidate_weight, open_bench
+from passes.prune.structured import prunable
 from passes.quantize.layers import nested_layers, quantizable, quantizable_at_run_time
 
 CONFIRM_AT_MOST = 3
@@ -108,7 +109,9 @@ def search(climb: Climb) -> None:
     climb.hindrance = "" if layers or dynamic else FLOATLESS
     facts = ladder.Facts(bench.settings.level, bench.calibrated, layers, dynamic)
     climb_all(climb, ladder.bold(facts))
-    space = Space(offered(), bench.calibrated, layers, dynamic, weight_share(base.model, bench.target.dynamic_ops))
+    share = weight_share(base.model, bench.target.dynamic_ops)
+    narrow = prunable(base.model, bench.target) if bench.calibrated and bench.settings.level >= 3 else ()
+    space = Space(offered(), bench.calibrated, layers, dynamic, share, narrow)
     if bench.settings.level >= 3:
         explore(climb, base, space)
         return

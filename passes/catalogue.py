@@ -35,6 +35,8 @@ _BUILT_IN: dict[str, str] = {
     "quantize-weights": "passes.quantize.quantize_weights:QuantizeWeights",
     "prune-channels": "passes.prune.prune_channels:PruneChannels",
     "prune-heads": "passes.prune.prune_heads:PruneHeads",
+    "prune-magnitude": "passes.prune.prune_magnitude:PruneMagnitude",
+    "prune-nm": "passes.prune.prune_nm:PruneNm",
     "refit": "passes.prune.refit:Refit",
 }
 

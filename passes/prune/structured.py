@@ -12,6 +12,7 @@ from passes.kit.context import Context
 from passes.kit.contract import Edit, Exactness, Pass, PassResult
 from passes.kit.model import Model
 from passes.kit.options import OptionError, option
+from passes.kit.target import Target
 from passes.prune import prices
 from passes.prune.allocate import Curve, Goal, allocate, curve, levels, parse_goal
 from passes.prune.cut import NotValid, take_out
@@ -21,6 +22,9 @@ from passes.prune.names import chosen
 
 SENSITIVITY_SAMPLES = 32
 """Calibration samples on which it is measured what a group does to the outputs."""
+
+LEAST = 0.25
+"""Share of its units that every group keeps."""
 
 PROBES = 2
 """Widths of each group at which that is measured."""
@@ -64,7 +68,7 @@ class Structured(Pass):
     ratio: float = option(0.0, "share of the multiplications to remove, in place of a goal", low=0, high=0.95)
     importance: str = option("obs", "what tells which units matter least", choices=KINDS)
     multiple: int = option(0, "widths that are kept are multiples of this (0: what the target likes)", low=0, high=1024)
-    least: float = option(0.25, "share of its units that every group keeps", low=0.01, high=1)
+    least: float = option(LEAST, "share of its units that every group keeps", low=0.01, high=1)
     keep: tuple[str, ...] = option((), "how many units groups keep, as in layer=48, in place of a goal")
     only: tuple[str, ...] = option((), "names or patterns of the layers to narrow (none: all)")
     exclude: tuple[str, ...] = option((), "names or patterns of layers to leave as they are")
@@ -201,3 +205,11 @@ def _width(text: str) -> tuple[str, int]:
     if not name or not count.isdigit() or int(count) < 1:
         raise OptionError(f"'{text}' in keep is not of the form layer=48")
     return name, int(count)
+
+
+def prunable(model: Model, target: Target) -> tuple[str, ...]:
+    """The passes of this family that find groups of units of which some may go on that target."""
+    found = study(model.fork()).groups
+    room = [g for g in found if len(levels(g.size, g.breadth, target.channel_multiple, LEAST, g.heads)) > 1]
+    names = {True: "prune-heads", False: "prune-channels"}
+    return tuple(dict.fromkeys(names[g.heads] for g in sorted(room, key=lambda g: g.heads)))

@@ -101,9 +101,11 @@ def bottleneck(n: Net, x: str, c: int) -> tuple[str, int]:
     inner = groups * n.one([1, 2, 3])
     y = n.act(n.conv(n.unit(x, c, inner), inner, groups * n.one([1, 2, 3]), groups))
     wide = {o.name: o for o in n.tensors}
-    cout = next(
-        int(t.dims[0]) if t is not None else 0 for t in [wide.get(n.nodes[-2].input[1])]
-    ) if n.nodes[-2].op_type == "Conv" else 0
+    cout = (
+        next(int(t.dims[0]) if t is not None else 0 for t in [wide.get(n.nodes[-2].input[1])])
+        if n.nodes[-2].op_type == "Conv"
+        else 0
+    )
     if not cout:
         return x, c
     return n.unit(y, cout, c), c
@@ -179,7 +181,8 @@ def odd(n: Net, x: str, c: int) -> tuple[str, int]:
 
 
 IMAGE_STEPS: list[Step] = [
-    plain, plain, residual, residual, bottleneck, depthwise, dense, squeeze, parted, sliced, pooled, shared, transposed, odd,
+    plain, plain, residual, residual, bottleneck, depthwise, dense, squeeze, parted, sliced, pooled, shared, transposed,
+    odd,
 ]  # fmt: skip
 
 
