@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from optimizer.decide import judge
 from optimizer.decide.ladder import Rung
@@ -16,6 +16,7 @@ from optimizer.runtime import sessions
 from optimizer.verify.apply import Candidate
 from optimizer.workshop import Bench, candidate_weight
 from passes.kit.context import NoData
+from passes.kit.model import Model
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class Climb:
     @property
     def steps(self) -> list[Step]:
         return [t.step for t in self.tried]
+
+    def weighed(self, model: Model) -> Weighed:
+        """A model that no recipe made, to be put on the scales."""
+        return Weighed(self.bench.store.put_model(model), model.digest(), model.file_bytes())
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
@@ -86,9 +91,9 @@ def try_rung(climb: Climb, rung: Rung, *, frugal: bool = False) -> Tried:
     With ``frugal`` a candidate whose quality does not hold is not timed.
     """
     bench = climb.bench
-    bench.watch.note(f"{rung.label}: {rung.recipe.text()}")
+    bench.watch.note(f"{rung.label}: {rung.whole.text()}")
     try:
-        candidate = bench.builder.build(bench.source.model, rung.recipe)
+        candidate = built(bench, rung)
     except NoData as error:
         return skipped(rung, str(error))
     try:
@@ -98,7 +103,15 @@ def try_rung(climb: Climb, rung: Rung, *, frugal: bool = False) -> Tried:
             raise
         # The source has run here, so it is the candidate that the provider cannot bear: it alone is let go.
         verdict = Verdict(Judgement.FAULTED, fault.message)
-        return Tried(rung, Step(rung.recipe.text(), rung.label, verdict, passes=candidate.notes), None)
+        return Tried(rung, Step(rung.whole.text(), rung.label, verdict, passes=candidate.notes), None)
+
+
+def built(bench: Bench, rung: Rung) -> Candidate:
+    """What the recipe makes of the source, or of the trained model that it starts from. Raises :class:`NoData`."""
+    if rung.start is None:
+        return bench.builder.build(bench.source.model, rung.recipe)
+    found = bench.builder.build(rung.start.model, rung.recipe)
+    return replace(found, recipe=rung.start.recipe + found.recipe, lossy=True)
 
 
 def _measured(climb: Climb, rung: Rung, candidate: Candidate, frugal: bool) -> Tried:
@@ -124,7 +137,7 @@ def skipped(rung: Rung, reason: str, candidate: Candidate | None = None) -> Trie
     """A rung that was not measured, with the reason."""
     notes = candidate.notes if candidate else ()
     verdict = Verdict(Judgement.SKIPPED, reason)
-    return Tried(rung, Step(rung.recipe.text(), rung.label, verdict, passes=notes), candidate)
+    return Tried(rung, Step(rung.whole.text(), rung.label, verdict, passes=notes), candidate)
 
 
 def step_of(

@@ -28,6 +28,7 @@ from optimizer.plan import Settings
 from optimizer.preflight import require_room
 from optimizer.progress import Silent, Watcher
 from optimizer.records import Judgement, Record, Verdict
+from optimizer.recovering import recover
 from optimizer.workshop import Bench, candidate_weight, open_bench
 from passes.prune.structured import prunable
 from passes.quantize.layers import nested_layers, quantizable, quantizable_at_run_time
@@ -56,6 +57,7 @@ def compile_settings(settings: Settings, watch: Watcher | None = None) -> Record
         climb_all(climb, first_rungs(bench))
         with two_step_interrupt(climb):
             search(climb)
+            recover(climb)
         bench.watch.stage("confirming")
         choice = confirm(climb)
         bench.watch.stage("writing the artifact")
