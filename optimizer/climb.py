@@ -11,6 +11,7 @@ from optimizer.decide.ladder import Rung
 from optimizer.faults import Fault
 from optimizer.measure.latency import quick
 from optimizer.measure.scales import QualityReading, Scales, SpeedReading, Weighed
+from optimizer.measure.work import work_of
 from optimizer.records import Judgement, Quality, Sensitivity, Step, Verdict
 from optimizer.runtime import sessions
 from optimizer.verify.apply import Candidate
@@ -122,6 +123,8 @@ def _measured(climb: Climb, rung: Rung, candidate: Candidate, frugal: bool) -> T
     if twin := next((t for t in climb.tried if t.step.model == digest), None):
         return skipped(rung, judge.nothing_new(twin.step.label, candidate.notes), candidate)
     model = candidate_weight(candidate)
+    if candidate.lossy and (same := same_work(climb, candidate)):
+        return skipped(rung, judge.no_faster(same), candidate)
     quality = climb.scales.quality(model, bench.splits.select) if bench.splits and bench.judged else None
     if frugal and candidate.lossy and (reason := judge.too_costly(quality, bench.budget)):
         step = step_of(rung, candidate, model, Verdict(Judgement.REJECTED, reason), quality, None)
@@ -131,6 +134,18 @@ def _measured(climb: Climb, rung: Rung, candidate: Candidate, frugal: bool) -> T
     verdict = judge.on_select(candidate.lossy, quality, speed, sizes, stakes(climb))
     step = step_of(rung, candidate, model, verdict, quality, speed)
     return Tried(rung, step, candidate, quality.baseline if quality else None)
+
+
+def same_work(climb: Climb, candidate: Candidate) -> str:
+    """The label of what has the runtime do the same on the same sizes and costs no quality, if there is such a model:
+    then a difference in time would be noise. A target with sparse kernels is timed nevertheless."""
+    if climb.bench.target.sparse:
+        return ""
+    work = work_of(candidate.model)
+    if work == work_of(climb.bench.source.model):
+        return "source"
+    free = (t for t in climb.tried if t.candidate is not None and not t.candidate.lossy)
+    return next((t.step.label for t in free if t.candidate is not None and work_of(t.candidate.model) == work), "")
 
 
 def skipped(rung: Rung, reason: str, candidate: Candidate | None = None) -> Tried:
