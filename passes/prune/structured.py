@@ -11,7 +11,7 @@ import numpy as np
 from passes.kit.context import Context
 from passes.kit.contract import Edit, Exactness, Pass, PassResult
 from passes.kit.model import Model
-from passes.kit.options import OptionError, option
+from passes.kit.options import closest, option
 from passes.kit.target import Target
 from passes.prune import prices
 from passes.prune.allocate import Curve, Goal, allocate, curve, levels, parse_goal
@@ -76,8 +76,6 @@ class Structured(Pass):
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_goal(self.goal)
-        for text in self.keep:
-            _width(text)
 
     def wants(self, group: Group) -> bool:
         """Whether the pass is for this kind of group."""
@@ -140,10 +138,15 @@ class Structured(Pass):
 
     def _asked_for(self, task: Task) -> dict[str, int]:
         known = {g.name: g.size for g in task.groups}
-        wanted = dict(_width(text) for text in self.keep)
-        for name in wanted:
-            if name not in known:
-                task.edit.skip(self.name, name, "there is no such group of channels that can be cut")
+        wanted: dict[str, int] = {}
+        for text in self.keep:
+            name, _, count = text.rpartition("=")
+            if not name or not count.isdigit() or int(count) < 1:
+                task.edit.skip(self.name, text, "this is not of the form layer=48")
+            elif name not in known:
+                task.edit.skip(self.name, name, f"no such group can be cut{closest(name, known)}")
+            else:
+                wanted[name] = int(count)
         return {name: min(size, wanted.get(name, size)) for name, size in known.items()}
 
     def _curves(self, task: Task) -> dict[str, Curve]:
@@ -197,14 +200,6 @@ def output_error(wanted: Outputs, got: Outputs) -> float:
                 error += float(np.square(np.where(good, value - other[name], 0.0), dtype=np.float64).sum())
                 energy += float(np.square(np.where(good, value, 0.0), dtype=np.float64).sum())
     return error / max(energy, 1e-300) if np.isfinite(error) else 1e300
-
-
-def _width(text: str) -> tuple[str, int]:
-    """Read ``layer=48``. Raises :class:`OptionError`."""
-    name, _, count = text.rpartition("=")
-    if not name or not count.isdigit() or int(count) < 1:
-        raise OptionError(f"'{text}' in keep is not of the form layer=48")
-    return name, int(count)
 
 
 def prunable(model: Model, target: Target) -> tuple[str, ...]:
