@@ -18,7 +18,7 @@ from passes.prune.allocate import Curve, Goal, allocate, curve, levels, parse_go
 from passes.prune.cut import NotValid, take_out
 from passes.prune.groups import Group, Structure, study
 from passes.prune.importance import KINDS, Ranking, rank
-from passes.prune.names import chosen
+from passes.prune.names import chosen, matches
 
 SENSITIVITY_SAMPLES = 32
 """Calibration samples on which it is measured what a group does to the outputs."""
@@ -69,7 +69,7 @@ class Structured(Pass):
     importance: str = option("obs", "what tells which units matter least", choices=KINDS)
     multiple: int = option(0, "widths that are kept are multiples of this (0: what the target likes)", low=0, high=1024)
     least: float = option(LEAST, "share of its units that every group keeps", low=0.01, high=1)
-    keep: tuple[str, ...] = option((), "how many units groups keep, as in layer=48, in place of a goal")
+    keep: tuple[str, ...] = option((), "what groups keep, as in layer=48 or *=75%, in place of a goal")
     only: tuple[str, ...] = option((), "names or patterns of the layers to narrow (none: all)")
     exclude: tuple[str, ...] = option((), "names or patterns of layers to leave as they are")
 
@@ -138,16 +138,25 @@ class Structured(Pass):
 
     def _asked_for(self, task: Task) -> dict[str, int]:
         known = {g.name: g.size for g in task.groups}
-        wanted: dict[str, int] = {}
+        wanted = dict(known)
         for text in self.keep:
-            name, _, count = text.rpartition("=")
-            if not name or not count.isdigit() or int(count) < 1:
-                task.edit.skip(self.name, text, "this is not of the form layer=48")
-            elif name not in known:
-                task.edit.skip(self.name, name, f"no such group can be cut{closest(name, known)}")
-            else:
-                wanted[name] = int(count)
-        return {name: min(size, wanted.get(name, size)) for name, size in known.items()}
+            pattern, _, count = text.rpartition("=")
+            found = [g for g in task.groups if matches(g.name, [pattern])]
+            if not pattern or not count.removesuffix("%").isdigit() or not int(count.removesuffix("%")):
+                task.edit.skip(self.name, text, "this is not of the form layer=48 or layer=75%")
+            elif not found:
+                task.edit.skip(self.name, pattern, f"no such group can be cut{closest(pattern, known)}")
+            for group in found if count.removesuffix("%").isdigit() else ():
+                wanted[group.name] = min(group.size, max(1, self._number(group, count, task.context)))
+        return wanted
+
+    def _number(self, group: Group, count: str, context: Context) -> int:
+        """``48`` as it is, ``75%`` as the nearest number that kernels like."""
+        if not count.endswith("%"):
+            return int(count)
+        share = int(count.removesuffix("%")) / 100 * group.size
+        multiple = self.multiple or context.target.channel_multiple
+        return min(levels(group.size, group.breadth, multiple, 0.0, group.heads), key=lambda k: abs(k - share))
 
     def _curves(self, task: Task) -> dict[str, Curve]:
         """What each group does to the outputs when it alone is narrowed, measured at a few widths."""

@@ -149,6 +149,11 @@ def test_what_cannot_go_is_told_with_its_reason() -> None:
     ]
 
 
+def test_shares_of_many_groups_at_once() -> None:
+    after = PruneChannels(multiple=2, keep=("*=70%",))(block(), LocalContext(FEEDS)).model
+    assert shapes(after)["w2"] == (6, 6, 3, 3)
+
+
 def test_options_that_mean_nothing() -> None:
     with pytest.raises(RecipeError, match="did you mean 'activation'"):
         catalogue.build(Recipe.parse("prune-channels{importance=activations}"))
@@ -161,7 +166,10 @@ def test_options_that_mean_nothing() -> None:
     told = PruneChannels(keep=("c", "cc=3"))(block(), LocalContext(FEEDS))
     assert not told.changes
     reasons = [s.reason for s in told.skips]
-    assert "this is not of the form layer=48" in reasons and "no such group can be cut (did you mean 'c'?)" in reasons
+    assert (
+        "this is not of the form layer=48 or layer=75%" in reasons
+        and "no such group can be cut (did you mean 'c'?)" in reasons
+    )
     (built,) = catalogue.build(Recipe.parse("prune-channels{goal=latency<=0.8x}"))
     assert built == PruneChannels(goal="latency<=0.8x")
 
