@@ -115,7 +115,7 @@ def fight(bout: Bout, prune: Recipe, steps: int, int8: bool, peer: float) -> Non
 
 
 def by_onnxsim(model: Model, share: float) -> Model:
-    """The same share of channels by onnxsim's structured pruning (weights alone; it has no widths that kernels like)."""
+    """The same share of channels by onnxsim's structured pruning: weights alone, any width."""
     from onnxsim.pruning import apply_structured_pruning
 
     proto: onnx.ModelProto = apply_structured_pruning(model.to_proto(), sparsity=share)
