@@ -52,6 +52,10 @@ class World:
     target: Target
     seed: int = 0
     answers: dict[tuple[str, str], Any] = field(default_factory=dict)
+    original: Model | None = None
+
+    def sampled(self, count: int) -> Any:
+        raise NotImplementedError("weight-only passes sample nothing")
 
     def stats(self, model: Model, reducers: Mapping[str, Any]) -> dict[str, Any]:
         keys = {name: (name, str(reducer.spec())) for name, reducer in reducers.items()}

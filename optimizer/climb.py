@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from optimizer.decide import judge
 from optimizer.decide.ladder import Rung
 from optimizer.faults import Fault
 from optimizer.measure.latency import quick
 from optimizer.measure.scales import QualityReading, Scales, SpeedReading, Weighed
+from optimizer.measure.work import work_of
 from optimizer.records import Judgement, Quality, Sensitivity, Step, Verdict
 from optimizer.runtime import sessions
 from optimizer.verify.apply import Candidate
 from optimizer.workshop import Bench, candidate_weight
 from passes.kit.context import NoData
+from passes.kit.model import Model
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ class Climb:
     @property
     def steps(self) -> list[Step]:
         return [t.step for t in self.tried]
+
+    def weighed(self, model: Model) -> Weighed:
+        """A model that no recipe made, to be put on the scales."""
+        return Weighed(self.bench.store.put_model(model), model.digest(), model.file_bytes())
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
@@ -86,9 +92,9 @@ def try_rung(climb: Climb, rung: Rung, *, frugal: bool = False) -> Tried:
     With ``frugal`` a candidate whose quality does not hold is not timed.
     """
     bench = climb.bench
-    bench.watch.note(f"{rung.label}: {rung.recipe.text()}")
+    bench.watch.note(f"{rung.label}: {rung.whole.text()}")
     try:
-        candidate = bench.builder.build(bench.source.model, rung.recipe)
+        candidate = built(bench, rung)
     except NoData as error:
         return skipped(rung, str(error))
     try:
@@ -98,7 +104,15 @@ def try_rung(climb: Climb, rung: Rung, *, frugal: bool = False) -> Tried:
             raise
         # The source has run here, so it is the candidate that the provider cannot bear: it alone is let go.
         verdict = Verdict(Judgement.FAULTED, fault.message)
-        return Tried(rung, Step(rung.recipe.text(), rung.label, verdict, passes=candidate.notes), None)
+        return Tried(rung, Step(rung.whole.text(), rung.label, verdict, passes=candidate.notes), None)
+
+
+def built(bench: Bench, rung: Rung) -> Candidate:
+    """What the recipe makes of the source, or of the trained model that it starts from. Raises :class:`NoData`."""
+    if rung.start is None:
+        return bench.builder.build(bench.source.model, rung.recipe)
+    found = bench.builder.build(rung.start.model, rung.recipe)
+    return replace(found, recipe=rung.start.recipe + found.recipe, lossy=True)
 
 
 def _measured(climb: Climb, rung: Rung, candidate: Candidate, frugal: bool) -> Tried:
@@ -109,6 +123,8 @@ def _measured(climb: Climb, rung: Rung, candidate: Candidate, frugal: bool) -> T
     if twin := next((t for t in climb.tried if t.step.model == digest), None):
         return skipped(rung, judge.nothing_new(twin.step.label, candidate.notes), candidate)
     model = candidate_weight(candidate)
+    if candidate.lossy and (same := same_work(climb, candidate)):
+        return skipped(rung, judge.no_faster(same), candidate)
     quality = climb.scales.quality(model, bench.splits.select) if bench.splits and bench.judged else None
     if frugal and candidate.lossy and (reason := judge.too_costly(quality, bench.budget)):
         step = step_of(rung, candidate, model, Verdict(Judgement.REJECTED, reason), quality, None)
@@ -120,11 +136,23 @@ def _measured(climb: Climb, rung: Rung, candidate: Candidate, frugal: bool) -> T
     return Tried(rung, step, candidate, quality.baseline if quality else None)
 
 
+def same_work(climb: Climb, candidate: Candidate) -> str:
+    """The label of what has the runtime do the same on the same sizes and costs no quality, if there is such a model:
+    then a difference in time would be noise. A target with sparse kernels is timed nevertheless."""
+    if climb.bench.target.sparse:
+        return ""
+    work = work_of(candidate.model)
+    if work == work_of(climb.bench.source.model):
+        return "source"
+    free = (t for t in climb.tried if t.candidate is not None and not t.candidate.lossy)
+    return next((t.step.label for t in free if t.candidate is not None and work_of(t.candidate.model) == work), "")
+
+
 def skipped(rung: Rung, reason: str, candidate: Candidate | None = None) -> Tried:
     """A rung that was not measured, with the reason."""
     notes = candidate.notes if candidate else ()
     verdict = Verdict(Judgement.SKIPPED, reason)
-    return Tried(rung, Step(rung.recipe.text(), rung.label, verdict, passes=notes), candidate)
+    return Tried(rung, Step(rung.whole.text(), rung.label, verdict, passes=notes), candidate)
 
 
 def step_of(

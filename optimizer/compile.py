@@ -28,7 +28,9 @@ from optimizer.plan import Settings
 from optimizer.preflight import require_room
 from optimizer.progress import Silent, Watcher
 from optimizer.records import Judgement, Record, Verdict
+from optimizer.recovering import recover
 from optimizer.workshop import Bench, candidate_weight, open_bench
+from passes.prune.structured import prunable
 from passes.quantize.layers import nested_layers, quantizable, quantizable_at_run_time
 
 CONFIRM_AT_MOST = 3
@@ -55,6 +57,7 @@ def compile_settings(settings: Settings, watch: Watcher | None = None) -> Record
         climb_all(climb, first_rungs(bench))
         with two_step_interrupt(climb):
             search(climb)
+            recover(climb)
         bench.watch.stage("confirming")
         choice = confirm(climb)
         bench.watch.stage("writing the artifact")
@@ -108,7 +111,9 @@ def search(climb: Climb) -> None:
     climb.hindrance = "" if layers or dynamic else FLOATLESS
     facts = ladder.Facts(bench.settings.level, bench.calibrated, layers, dynamic)
     climb_all(climb, ladder.bold(facts))
-    space = Space(offered(), bench.calibrated, layers, dynamic, weight_share(base.model, bench.target.dynamic_ops))
+    share = weight_share(base.model, bench.target.dynamic_ops)
+    narrow = prunable(base.model, bench.target) if bench.calibrated and bench.settings.level >= 3 else ()
+    space = Space(offered(), bench.calibrated, layers, dynamic, share, narrow)
     if bench.settings.level >= 3:
         explore(climb, base, space)
         return

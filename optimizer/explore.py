@@ -93,7 +93,7 @@ def glance(climb: Climb, base: Candidate, point: Point) -> Seen:
 def weigh(climb: Climb, ask: Ask, space: Space) -> Seen:
     """Try a recipe as the ladder does; one that only varies a form is timed only when its quality holds."""
     rung = Rung(ask.point.label(len(space.layers)), ask.point.recipe())
-    tried = try_rung(climb, rung, frugal=bool(ask.point.aids or ask.point.left))
+    tried = try_rung(climb, rung, frugal=bool(ask.point.aids or ask.point.left or ask.point.narrowed))
     remember(climb, tried)
     return seen(climb, tried)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 GOALS = ("latency", "throughput", "size", "memory")
+RECOVERIES = ("none", "distill")
 GOLDEN = ("synthetic", "data", "none")
 LEVELS = (0, 1, 2, 3)
 DEFAULT_THREADS = 1
@@ -110,6 +111,10 @@ class Settings:
     time_limit: float | None = None
     dry_run: bool = False
     watched: bool = True
+    recover: str = "none"
+    steps: int | None = None
+    minutes: float | None = None
+    student: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache_dir", Path(self.cache_dir))  # a script may give text

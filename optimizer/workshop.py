@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import shutil
 import sys
 import tempfile
@@ -23,9 +24,9 @@ from optimizer.data.samples import Samples
 from optimizer.data.split import Splits, split
 from optimizer.data.synthetic import guesses, like
 from optimizer.decide.budget import Budget
-from optimizer.faults import Fault, bad_input, usage
+from optimizer.faults import Fault, bad_input, cannot, usage
 from optimizer.measure.scales import EVALUATOR, Evaluator, Scales, Weighed
-from optimizer.plan import GOALS, GOLDEN, LEVELS, DataRequest, Settings
+from optimizer.plan import GOALS, GOLDEN, LEVELS, RECOVERIES, DataRequest, Settings
 from optimizer.progress import Watcher
 from optimizer.runtime import hardware, providers, sessions
 from optimizer.runtime.answers import World
@@ -219,6 +220,15 @@ def open_model(settings: Settings, target: Target, store: Store, site: Site, scr
     return open_source(settings.source, target=target, scratch=scratch, run=run, example=example)
 
 
+def open_student(bench: Bench) -> Model:
+    """The module that ``--student`` names, exported as the source was. Raises a Fault as :func:`open_source` does."""
+    assert bench.settings.student is not None
+    request = dataclasses.replace(bench.settings.source, model=bench.settings.student, weights=None)
+    scratch = bench.store.scratch / f"student-{key_of(bench.settings.student)}"
+    scratch.mkdir(parents=True, exist_ok=True)
+    return open_model(bench.settings.but(source=request), bench.target, bench.store, bench.site, scratch).model
+
+
 def example_rows(wanted: DataRequest, store: Store) -> dict[str, Array] | None:
     """The first rows of the user's ``.npz``, as example inputs for an export."""
     text = wanted.data or wanted.calibrate or wanted.select or wanted.confirm
@@ -230,12 +240,17 @@ def example_rows(wanted: DataRequest, store: Store) -> dict[str, Array] | None:
 
 def check_settings(settings: Settings) -> None:
     """Refuse what the command line has no word for, but a script may say. Raises a usage Fault."""
-    for name, known in (("goal", GOALS), ("golden", GOLDEN), ("level", LEVELS)):
+    for name, known in (("goal", GOALS), ("golden", GOLDEN), ("level", LEVELS), ("recover", RECOVERIES)):
         if (given := getattr(settings, name)) not in known:
             raise usage(f"{name} cannot be {given!r}", hint=f"Known: {', '.join(map(str, known))}")
     for name, least in (("seed", 0), ("batch", 1), ("threads", 1)):
         if (given := getattr(settings, name)) < least:
             raise usage(f"{name} cannot be {given}", hint=f"The least is {least}")
+    trains = settings.recover != "none" or settings.student is not None
+    if trains and importlib.util.find_spec("torch") is None:
+        raise cannot("training needs PyTorch", where="--recover", hint="pip install 'lathe[torch]'", code="no-torch")
+    if not trains and (settings.steps is not None or settings.minutes is not None):
+        raise usage("--steps and --minutes say how long to train", hint="Add --recover distill")
 
 
 def parse_recipe(text: str) -> Recipe:

@@ -33,6 +33,11 @@ _BUILT_IN: dict[str, str] = {
     "quantize-static16": "passes.quantize.quantize_static16:QuantizeStatic16",
     "quantize-fp8": "passes.quantize.quantize_fp8:QuantizeFp8",
     "quantize-weights": "passes.quantize.quantize_weights:QuantizeWeights",
+    "prune-channels": "passes.prune.prune_channels:PruneChannels",
+    "prune-heads": "passes.prune.prune_heads:PruneHeads",
+    "prune-magnitude": "passes.prune.prune_magnitude:PruneMagnitude",
+    "prune-nm": "passes.prune.prune_nm:PruneNm",
+    "refit": "passes.prune.refit:Refit",
 }
 
 LOSSLESS = Recipe.parse(

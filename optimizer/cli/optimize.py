@@ -22,7 +22,7 @@ from optimizer.cli.common import (
     verb,
 )
 from optimizer.faults import Exit
-from optimizer.plan import GOALS, GOLDEN, DataRequest, Settings, default_cache_dir
+from optimizer.plan import GOALS, GOLDEN, RECOVERIES, DataRequest, Settings, default_cache_dir
 from optimizer.records import Confidence, Judgement, Outcome, Record
 
 DATA = "Data and quality"
@@ -98,6 +98,28 @@ POSITIVE = click.IntRange(min=1)
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
     help="Try nothing new after this long.",
+)
+@option(
+    "--recover",
+    section=SEARCH,
+    type=Word("recovery", RECOVERIES),
+    default="none",
+    show_default=True,
+    help="distill: train what was pruned to do what MODEL does, on the calibration samples without their labels.",
+)
+@option("--steps", section=SEARCH, type=POSITIVE, metavar="N", help="Steps of training; default: 600.")
+@option(
+    "--minutes",
+    section=SEARCH,
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="Train as many steps as fit into N minutes.",
+)
+@option(
+    "--student",
+    section=SEARCH,
+    metavar="MODULE:FACTORY",
+    help="A smaller PyTorch module with the same inputs and outputs, to be distilled in place of pruning.",
 )
 @option(
     "--seed",

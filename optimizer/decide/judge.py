@@ -155,6 +155,13 @@ def nothing_new(other: str, notes: Sequence[PassNote]) -> str:
     return f"{same}{because}{fault}"
 
 
+def no_faster(other: str) -> str:
+    """Why a model that spends quality needs no clock: it does the same work as one that spends none."""
+    return (
+        f"no faster here: the same operators on the same sizes as '{other}', and no kernel of this target skips zeros"
+    )
+
+
 def why_lossless(steps: Sequence[Step], hindrance: str = "") -> str:
     """One line that says why nothing lossy ships; ``hindrance`` is why nothing lossy could be tried."""
     lossy = [s for s in steps if s.label != LOSSLESS_LABEL]

@@ -9,6 +9,7 @@ from optimizer.decide.judge import LOSSLESS_LABEL, PAYS_POINT
 from optimizer.decide.space import Space
 from optimizer.records import Judgement, Step
 from passes.catalogue import LOSSLESS
+from passes.kit.model import Model
 from passes.kit.recipe import Recipe
 from passes.kit.recipe import Step as Part
 
@@ -32,11 +33,25 @@ GENTLE_SHARES = (0.05, 0.12, 0.25, 0.5)
 
 
 @dataclass(frozen=True)
+class Start:
+    """A model that was trained, for recipes to start from in place of the source; ``recipe`` says how it was made."""
+
+    model: Model
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
 class Rung:
     """One whole recipe to try, with the name that the closing table shows."""
 
     label: str
     recipe: Recipe
+    start: Start | None = None
+
+    @property
+    def whole(self) -> Recipe:
+        """The recipe with what made its start."""
+        return self.start.recipe + self.recipe if self.start is not None else self.recipe
 
 
 @dataclass(frozen=True)

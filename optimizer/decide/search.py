@@ -14,7 +14,9 @@ only what holds there is timed. Between them it climbs one coordinate at a time:
 3. while the quality does not hold with room to spare: layers left in float by the damage that they do for the time
    that they save, the fewest that suffice found by doubling and bisection;
 4. layers left in float whose integer kernel the profile shows to be slower than the float one;
-5. neighbours of the best, until none is better.
+5. neighbours of the best, until none is better;
+6. narrower networks: as much of the work pruned as the quality bears, alone and under the best form, with the pruning
+   behind and before the cleaning.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ import enum
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from optimizer.decide.space import KINDS, STATIC, Aid, Point, Space
+from optimizer.decide.space import KINDS, PRUNED, STATIC, Aid, Point, Space
 from optimizer.records import Sensitivity
+from passes.kit.recipe import Step as Part
 
 COMFORTABLE = 0.5
 """A drop up to this share of what is allowed leaves room for the confirm samples to be harder."""
@@ -43,6 +46,9 @@ SAVES_SHARE = 1e-3
 
 LEAST_SAVED = 0.1
 """Layers are left out as long as the others save this share of what all of them save."""
+
+RATIOS = {"prune-channels": (0.12, 0.25, 0.4, 0.55), "prune-heads": (0.04, 0.08, 0.16)}
+"""Shares of the multiplications that are pruned; the second is tried first."""
 
 MOST_LIGHTENED = 6
 MOST_AIMED = 4
@@ -136,6 +142,7 @@ class _Search:
         yield from self._lighten()
         yield from self._fill_in()
         yield from self._neighbours()
+        yield from self._narrow()
 
     # -- looking -------------------------------------------------------------------------------------------------
     def _weigh(self, point: Point, why: str) -> Weighing:
@@ -285,3 +292,37 @@ class _Search:
                 yield start.with_aid(aid), f"with '{aid.label}'"
         for aid in start.aids:
             yield start.without_aid(aid), f"without '{aid.label}'"
+
+    # -- narrower networks -------------------------------------------------------------------------------------------
+    def _narrow(self) -> Looking:
+        """Prune as much as the quality bears, then put the best form on top, in both orders."""
+        form = self.best
+        steps: list[tuple[Part, ...]] = [()]
+        for kind in self._space.prunable:
+            found = yield from self._how_much(kind, steps[-1])
+            steps += found
+        for narrowed in reversed(steps[1:]):
+            if form is None:
+                return
+            seen = yield from self._weigh(replace(form, narrowed=narrowed), "narrower, in the best form")
+            if seen.accepted:
+                early = replace(form, narrowed=narrowed, early=True)
+                yield from self._weigh(early, "the same, pruned before it is cleaned")
+                return
+
+    def _how_much(self, kind: str, before: tuple[Part, ...]) -> Generator[Ask, Seen, list[tuple[Part, ...]]]:
+        """Ever more pruned while it holds, or less until it does: the steps that held, the gentlest first."""
+        gentle, *bolder = RATIOS[kind]
+        held: list[tuple[Part, ...]] = []
+        for ratio in bolder:
+            narrowed = before + self._space.narrower(kind, ratio)
+            if not (
+                yield from self._weigh(Point(PRUNED, narrowed=narrowed), f"{ratio:.0%} of the work pruned")
+            ).accepted:
+                break
+            held.append(narrowed)
+        if held:
+            return held
+        narrowed = before + self._space.narrower(kind, gentle)
+        seen = yield from self._weigh(Point(PRUNED, narrowed=narrowed), f"only {gentle:.0%} of the work pruned")
+        return [narrowed] if seen.accepted else []

@@ -18,6 +18,11 @@ from passes.kit.recipe import Step as Part
 
 STATIC, DYNAMIC, WEIGHTS = "quantize-static", "quantize-dynamic", "quantize-weights"
 
+CHANNELS, HEADS, REFIT = "prune-channels", "prune-heads", "refit"
+
+PRUNED = ""
+"""The form of a model that is only narrower: its weights stay float."""
+
 FORM_NAMES = {STATIC: "int8 static", DYNAMIC: "int8 dynamic", WEIGHTS: "weights"}
 
 BLOCK = 32
@@ -110,13 +115,19 @@ _FOLLOWS_EXCLUDE = frozenset({"round-adaptively"})
 
 @dataclass(frozen=True)
 class Point:
-    """One recipe of the space: a form with its options, aids around it, layers left in float, and what those get."""
+    """One recipe of the space: a form with its options, aids around it, layers left in float, and what those get.
+
+    ``narrowed`` are the steps that take channels out and make up for it, ``early`` says that they come before the
+    cleaning instead of behind it.
+    """
 
     form: str
     options: tuple[tuple[str, Any], ...] = ()
     aids: tuple[Aid, ...] = ()
     left: frozenset[str] = field(default_factory=frozenset)
     rest: str = ""
+    narrowed: tuple[Part, ...] = ()
+    early: bool = False
 
     def recipe(self) -> Recipe:
         """The whole recipe, cleaning included."""
@@ -125,16 +136,21 @@ class Point:
         options += left
         before = [name for aid in self.aids for name in aid.before]
         parts = [Part(name, left if name in _FOLLOWS_EXCLUDE else ()) for name in before]
-        parts.append(Part(self.form, tuple(options)))
+        parts += [Part(self.form, tuple(options))] if self.form else []
         if self.rest and self.left:
             parts.append(Part(self.rest, (("only", tuple(sorted(self.left))),)))
         parts += [Part(name) for aid in self.aids for name in aid.after]
-        return LOSSLESS + Recipe(tuple(parts))
+        if self.early:
+            return Recipe(self.narrowed) + LOSSLESS + Recipe(tuple(parts))
+        return LOSSLESS + Recipe(self.narrowed) + Recipe(tuple(parts))
 
     def label(self, layers: int = 0) -> str:
         """What the closing table calls it; ``layers`` is how many could be quantized."""
+        narrower = [_narrower(part) for part in self.narrowed] + (["before cleaning"] if self.early else [])
+        if not self.form:
+            return ", ".join(narrower)
         said = [FORM_NAMES.get(self.form, self.form), *(_spelled(k, v) for k, v in self.options)]
-        parts = [" ".join(filter(None, said)), *(aid.label for aid in self.aids)]
+        parts = [" ".join(filter(None, said)), *narrower, *(aid.label for aid in self.aids)]
         if self.left:
             what = FORM_NAMES.get(self.rest, "float")
             parts.append(f"{len(self.left)} of {layers} layers in {what}" if layers else f"{len(self.left)} in {what}")
@@ -154,6 +170,13 @@ def _order(aid: Aid) -> int:
     return KINDS.index(aid.kind) if aid.kind in KINDS else len(KINDS)
 
 
+def _narrower(part: Part) -> str:
+    ratio = dict(part.options).get("ratio")
+    if part.name == REFIT:
+        return "refitted"
+    return f"{ratio:.0%} of the work pruned{' by heads' if part.name == HEADS else ''}" if ratio else part.name
+
+
 def _spelled(key: str, value: Any) -> str:
     if key == "bits":
         return f"of {value} bits"
@@ -167,13 +190,20 @@ def _spelled(key: str, value: Any) -> str:
 @dataclass(frozen=True)
 class Space:
     """What can be proposed for one model: ``layers`` that could be quantized statically, ``products`` (MatMul and Gemm)
-    that could be quantized dynamically or by their weights, which hold ``share`` of all bytes of weights."""
+    that could be quantized dynamically or by their weights, which hold ``share`` of all bytes of weights; ``prunable``
+    are the passes that find something to narrow."""
 
     offer: Offer
     calibrated: bool
     layers: tuple[str, ...]
     products: tuple[str, ...]
     share: float = 1.0
+    prunable: tuple[str, ...] = ()
+
+    def narrower(self, kind: str, ratio: float) -> tuple[Part, ...]:
+        """The steps that remove this share of the multiplications by ``kind`` and fit what is left."""
+        refit = (Part(REFIT),) if self.offer.has(REFIT) else ()
+        return (Part(kind, (("ratio", ratio),)), *refit)
 
     def forms(self) -> list[Point]:
         """Every form as it is, the ones that are usually fastest first."""
@@ -204,7 +234,7 @@ class Space:
         if form == WEIGHTS:
             methods = self.offer.choices(WEIGHTS, "method") if self.calibrated else ()
             return [Aid(f"by {m}", "method", options=(("method", m),)) for m in methods]
-        if not self.calibrated:
+        if not self.calibrated or form == PRUNED:
             return []
         if form == DYNAMIC:
             return [a for a in _DYNAMIC_AIDS if a.needs(form, self.offer)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,9 @@ from passes.kit.target import Target
 Array = np.ndarray[Any, Any]
 
 FOLDS = "optimizer.runtime.folds:"
+
+BLOCKS = 5
+"""Blocks of runs of which the fastest tells what a model costs."""
 
 PARCEL_BYTES = 4 * 2**20
 """Feeds that go to a worker in one message: the memory that calibration needs beside the model and its activations."""
@@ -57,6 +61,13 @@ class World:
     key_of: Callable[..., str]
     samples: Calibration | None = None
     answered: list[str] = field(default_factory=list)
+    original: Model | None = None
+
+    def sampled(self, count: int) -> list[Feeds]:
+        """The first ``count`` calibration samples, a feed each. Raises :class:`NoData` without any."""
+        if self.samples is None:
+            raise NoData("there is no calibration data")
+        return [feed for feed, _ in itertools.islice(self.samples.feeds(1), count)]
 
     def stats(self, model: Model, reducers: Mapping[str, Reducer]) -> dict[str, Reducer]:
         """Fold activations of ``model`` over the calibration samples. Raises :class:`NoData` without any."""
@@ -113,14 +124,17 @@ class World:
         return [{name: out[named[name]] for name in fetch} for out in outputs]
 
     def cost(self, model: Model) -> float:
-        """Milliseconds of one run of ``model``: the median of a short measurement. Needs calibration samples."""
+        """Milliseconds of one run of ``model``: the least median of a few blocks. Needs calibration samples.
+
+        The least, because whatever else runs on the machine only ever adds to it.
+        """
         if self.samples is None:
             raise NoData("there is no data to time the model with")
         feed, _ = next(iter(self.samples.feeds(1)))
         with sessions.worker() as worker:
             sessions.begin_timing(worker, self.memory.put_model(model), feed, self.site)
-            taken = sessions.ask(worker, JOBS + "time_block", runs=10, clock=self.site.clock)
-        return float(np.median(taken))
+            blocks = [sessions.ask(worker, JOBS + "time_block", runs=10, clock=self.site.clock) for _ in range(BLOCKS)]
+        return min(float(np.median(taken)) for taken in blocks)
 
 
 def exposing(model: Model, names: Sequence[str]) -> tuple[Model, dict[str, str]]:

@@ -212,6 +212,10 @@ class _Isolated:
 
     target: Any
     seed: int
+    original: Any = None
+
+    def sampled(self, count: int) -> Any:
+        raise AsksTheWorld("a native pass cannot ask for samples")
 
     def stats(self, model: Any, reducers: Any) -> Any:
         raise AsksTheWorld("a native pass cannot ask for activations")

@@ -104,6 +104,7 @@ class Builder:
         """Apply ``recipe`` to ``source``. Raises :class:`NoData` when a pass needs data that is not there."""
         subjects = catalogue.build(recipe, self.extra)
         start = len(self.world.answered)
+        self.world.original = source
         dropped: set[int] = set()
         links = self._chain(source, recipe, subjects, dropped)
         while (guilty := self._drifted(source, links)) is not None:
@@ -305,12 +306,14 @@ class Builder:
         return self.store.get_model(model.digest()) or model
 
     def _key(self, model: Model, text: str, subject: Pass) -> str:
-        data = self.world.samples.digest() if self.world.samples and subject.exactness is Exactness.LOSSY else ""
+        lossy = subject.exactness is Exactness.LOSSY
+        data = self.world.samples.digest() if self.world.samples and lossy else ""
+        original = self.world.original.digest() if self.world.original is not None and lossy else ""
         target = key_of(asdict(self.world.target))
         code = code_digest(type(subject).__module__)
         runtime, probes = self.world.site.runtime, self.verifier.digest()
-        most = self.most_folded_bytes
-        return key_of("pass", model.digest(), text, target, self.world.seed, data, code, runtime, probes, most)
+        told = (target, self.world.seed, data, original, code, runtime, probes, self.most_folded_bytes)
+        return key_of("pass", model.digest(), text, *told)
 
     def _recall(self, kept: dict[str, Any], model: Model) -> tuple[Model, PassNote] | None:
         found = model if kept["model"] == model.digest() else self.store.get_model(kept["model"])

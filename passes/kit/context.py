@@ -36,6 +36,15 @@ class Context(Protocol):
         """Seed for anything that a pass draws at random."""
         ...
 
+    @property
+    def original(self) -> Model | None:
+        """The model that the recipe started from, for passes that make up for what those before them spent."""
+        ...
+
+    def sampled(self, count: int) -> list[Feeds]:
+        """The first ``count`` calibration samples, a feed each. Raises :class:`NoData` when there are none."""
+        ...
+
     def stats(self, model: Model, reducers: Mapping[str, Reducer]) -> dict[str, Reducer]:
         """Fold the activations of ``model`` on the calibration data: value name -> reducer, filled.
 
@@ -69,6 +78,13 @@ class Without:
     @property
     def seed(self) -> int:
         return self.inner.seed
+
+    @property
+    def original(self) -> Model | None:
+        return self.inner.original
+
+    def sampled(self, count: int) -> list[Feeds]:
+        return self.inner.sampled(count)
 
     def stats(self, model: Model, reducers: Mapping[str, Reducer]) -> dict[str, Reducer]:
         return self.inner.stats(model, reducers)

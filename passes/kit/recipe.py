@@ -108,7 +108,7 @@ def _value(text: str, part: str) -> Any:
     try:
         return tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
-        if text and all(c.isalnum() or c in "-_./*:" for c in text):
+        if text and all(c.isalnum() or c in "-_./*:<=>" for c in text):
             return text
         raise RecipeError(f'\'{part}\': {text!r} is not a value (quote strings, lists look like ["a", "b"])') from None
 

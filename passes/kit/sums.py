@@ -111,11 +111,21 @@ class ChunkedSum(Reducer):
 
 @dataclass
 class Gram(ChunkedSum):
-    """``X^T X`` over all rows of the last axis, float64 [channels, channels]: GPTQ's Hessian up to a factor."""
+    """``X^T X`` over all rows of the last axis, float64 [channels, channels]: GPTQ's Hessian up to a factor.
 
+    ``most``: of samples with several rows at most so many are taken, evenly spaced (0: all). ``ones`` appends a one to
+    each row, so that the sums of the columns and the number of rows are in the last column.
+    """
+
+    most: int = 0
+    ones: bool = False
     kind: ClassVar[str] = "gram"
 
     def part(self, rows: Array) -> Array:
+        if self.most and len(rows) > max(self.most, CHUNK_SAMPLES):
+            rows = rows[np.linspace(0, len(rows) - 1, max(self.most, CHUNK_SAMPLES)).astype(np.int64)]
+        if self.ones:
+            rows = np.concatenate([rows, np.ones((len(rows), 1))], axis=1)
         return np.asarray(rows.T @ rows)
 
 

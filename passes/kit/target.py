@@ -33,6 +33,7 @@ class Target:
         float_bias: Whether biases must stay float instead of becoming int32.
         float_types: Floating types with kernels of their own, fastest first; others are cast.
         float8: Types of 8-bit floats that compute there (empty: they would only be simulated).
+        sparse: Forms of sparse weights that have kernels which skip the zeros, as in ``2:4``.
         weight_bits: Bits per weight for which weight-only MatMul has kernels.
         rank: Of several targets that fit a host, the one with the highest rank is taken.
         notes: What else to know, with where it comes from.
@@ -59,6 +60,7 @@ class Target:
     float_types: tuple[str, ...] = ("float32",)
     float8: tuple[str, ...] = ()
     weight_bits: tuple[int, ...] = ()
+    sparse: tuple[str, ...] = ()
     rank: int = 0
     notes: tuple[str, ...] = ()
 

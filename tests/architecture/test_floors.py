@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("passes.kit",),
-    ("passes.clean", "passes.fuse", "passes.quantize"),
+    ("passes.clean", "passes.fuse", "passes.quantize", "passes.prune"),
     ("passes.catalogue",),
     ("optimizer.measured",),
     (
@@ -25,13 +25,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("optimizer.workers",),
     ("optimizer.source", "optimizer.data", "optimizer.store", "optimizer.runtime"),
-    ("optimizer.verify", "optimizer.measure"),
+    ("optimizer.verify", "optimizer.measure", "optimizer.recover"),
     ("optimizer.decide", "optimizer.report", "optimizer.package"),
     ("optimizer.watch",),
     ("optimizer.dissecting",),
     ("optimizer.workshop",),
     ("optimizer.preflight", "optimizer.ship", "optimizer.climb", "optimizer.gating", "optimizer.checking"),
-    ("optimizer.explore", "optimizer.explaining", "optimizer.debugging"),
+    ("optimizer.explore", "optimizer.recovering", "optimizer.explaining", "optimizer.debugging"),
     ("optimizer.compile",),
     ("optimizer.api",),
     ("optimizer.cli",),

@@ -214,3 +214,54 @@ def test_groups_follow_names_and_else_neighbours() -> None:
     flat = [f"node{i}" for i in range(100)]
     found = grouped(flat)
     assert len(found) <= 24 and [n for names in found.values() for n in names] == flat
+
+
+# -- narrower networks ------------------------------------------------------------------------------------------------
+NARROW = Offer(OFFER.passes | {"prune-channels": {"ratio": option("ratio", kind="float")}, "refit": {}})
+
+
+@dataclass
+class Narrowing(Landscape):
+    """Each share of the work that is pruned costs as much quality and wins as much time."""
+
+    costs: float = 0.01
+    late: bool = True
+
+    def drop(self, point: Point) -> float:
+        return super().drop(point) * bool(point.form) + self.costs * self.pruned(point)
+
+    def gain(self, point: Point) -> float:
+        faster = 1 + self.pruned(point) + 0.1 * (point.early != self.late) * bool(point.narrowed)
+        return (super().gain(point) if point.form else 1.0) * faster
+
+    def pruned(self, point: Point) -> float:
+        return sum(float(dict(p.options).get("ratio", 0)) for p in point.narrowed)
+
+
+def narrow_space() -> Space:
+    return Space(NARROW, True, LAYERS, (), prunable=("prune-channels",))
+
+
+@pytest.mark.parametrize(("costs", "ratio"), [(0.01, 0.55), (0.02, 0.4), (0.07, 0.12), (0.2, 0.0)])
+def test_as_much_is_pruned_as_the_quality_bears(costs: float, ratio: float) -> None:
+    land = Narrowing(dict.fromkeys(LAYERS, 1e-5), costs=costs)
+    best = walk(land, narrow_space())
+    assert best is not None and best.form == STATIC and land.pruned(best) == ratio
+    texts = [a.point.recipe().text() for a in land.asked]
+    assert any("prune-channels{ratio=0.25}, refit" in t for t in texts)
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_both_orders_of_pruning_and_cleaning_are_tried(late: bool) -> None:
+    land = Narrowing(dict.fromkeys(LAYERS, 1e-5), late=late)
+    best = walk(land, narrow_space())
+    assert best is not None and best.narrowed and best.early != late
+    text = best.recipe().text()
+    assert text.startswith("prune-channels") == best.early
+    assert text.index("refit") < text.index("quantize-static")
+
+
+def test_narrower_points_say_what_was_pruned() -> None:
+    narrowed = narrow_space().narrower("prune-channels", 0.25)
+    assert Point("", narrowed=narrowed).label() == "25% of the work pruned, refitted"
+    assert Point(STATIC, narrowed=narrowed).label() == "int8 static, 25% of the work pruned, refitted"

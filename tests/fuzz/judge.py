@@ -49,6 +49,11 @@ SPENDING: dict[str, tuple[str, ...]] = {
         "quantize-weights{method=gptq-awq, bits=2, block=16}",
     ),
     "quantize-fp8": ("quantize-fp8", "quantize-fp8{per-channel=false}"),
+    "prune-channels": ("prune-channels{multiple=1}", "prune-channels{multiple=1, importance=l1, goal=size<=0.9x}"),
+    "prune-heads": ("prune-heads{multiple=1}",),
+    "prune-magnitude": ("prune-magnitude", "prune-magnitude{method=wanda}", "prune-magnitude{method=magnitude}"),
+    "prune-nm": ("prune-nm", "prune-nm{n=1, m=2, method=wanda}"),
+    "refit": ("refit",),
     "quantize-static16": ("quantize-static16", "quantize-static16{activation=int16}"),
 }
 """Passes outside of the preset with the options that take turns."""

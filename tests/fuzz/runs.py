@@ -53,6 +53,11 @@ class Runs:
         return self._known[key]
 
     # -- the passes' questions ------------------------------------------------------------------------------------
+    original: Model | None = None
+
+    def sampled(self, count: int) -> list[Feeds]:
+        return list(self.feeds[:count])
+
     def stats(self, model: Model, reducers: Mapping[str, Reducer]) -> dict[str, Reducer]:
         for outputs in self.run(model, self.feeds, list(reducers)):
             for name, value in outputs.items():

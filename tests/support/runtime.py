@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,13 @@ class LocalContext:
     feeds: Sequence[Feeds] = ()
     target: Target = field(default_factory=target)
     seed: int = 0
+    original: Model | None = None
+    costs: Callable[[Model], float] = lambda model: 0.0
+
+    def sampled(self, count: int) -> list[Feeds]:
+        if not self.feeds:
+            raise NoData("no calibration data")
+        return list(self.feeds[:count])
 
     def stats(self, model: Model, reducers: Mapping[str, Reducer]) -> dict[str, Reducer]:
         if not self.feeds:
@@ -70,7 +77,7 @@ class LocalContext:
         return [run(model, f, fetch) for f in feeds]
 
     def cost(self, model: Model) -> float:
-        return 0.0
+        return self.costs(model)
 
 
 def op_types(subject: Model) -> list[str]:

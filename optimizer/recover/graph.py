@@ -1,0 +1,125 @@
+"""A model as a torch function of its float weights."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from optimizer.recover.torch_ops import operators
+from passes.kit.model import Model, constant
+
+SMALLEST = 2
+"""Constants with fewer elements are parameters of formulas, not weights."""
+
+
+class Unfollowed(ValueError):
+    """The graph holds something that has no torch form; the text says what."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node: its function, attributes, and the names that it reads and makes."""
+
+    op: str
+    run: Any
+    attributes: Mapping[str, Any]
+    reads: tuple[str | None, ...]
+    makes: tuple[str, ...]
+
+
+@dataclass
+class TorchGraph:
+    """``weights`` are the float constants that can be trained, ``fixed`` all other constants, both as tensors."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    steps: list[Step]
+    weights: dict[str, Any]
+    fixed: dict[str, Any]
+    means: dict[str, list[Any]] = field(default_factory=dict)
+
+    def __call__(self, feeds: Mapping[str, Any], fetch: Collection[str] = (), gather: bool = False) -> dict[str, Any]:
+        """The outputs and the values named in ``fetch``. With ``gather`` every BatchNormalization uses the mean and
+        variance of this batch, which are added to ``means`` by the names of its own."""
+        held: dict[str, Any] = {**self.fixed, **self.weights, **{name: feeds[name] for name in self.inputs}}
+        wanted = {*self.outputs, *fetch}
+        for step in self.steps:
+            read = [held[n] if n else None for n in step.reads]
+            if gather and step.op == "BatchNormalization":
+                read = self._own_moments(step, read)
+            made = step.run(step.attributes, read)
+            for name, value in zip(step.makes, made if isinstance(made, list) else [made], strict=False):
+                held[name] = value
+        return {name: held[name] for name in wanted}
+
+    def _own_moments(self, step: Step, read: list[Any]) -> list[Any]:
+        axes = [i for i in range(read[0].dim()) if i != 1]
+        found = [read[0].mean(axes), read[0].var(axes, unbiased=False)]
+        for name, value in zip(step.reads[3:5], found, strict=True):
+            self.means.setdefault(str(name), []).append(value.detach())
+        return [*read[:3], *found]
+
+
+def torch_graph(model: Model) -> TorchGraph:
+    """Build it. Raises :class:`Unfollowed` for operators that are not known, bodies and functions."""
+    import torch
+
+    graph = model.fork().graph  # reading a Constant names its tensor
+    known = operators(model.opset)
+    moments = _moments(graph)
+    weights: dict[str, Any] = {}
+    fixed: dict[str, Any] = {}
+    steps: list[Step] = []
+    for value in (*graph.initializers.values(), *(o for n in graph if n.op_type == "Constant" for o in n.outputs)):
+        array = constant(value)
+        if array is None or value.name is None:
+            raise Unfollowed(f"the value '{value.name}' is no constant of numbers")
+        trained = array.dtype == np.float32 and array.size >= SMALLEST and value.name not in moments
+        (weights if trained else fixed)[value.name] = torch.tensor(np.array(array))
+    for node in graph:
+        if node.op_type == "Constant":
+            continue
+        if node.op_type not in known or node.domain not in ("", "ai.onnx", "com.microsoft"):
+            raise Unfollowed(f"{node.domain + '.' if node.domain else ''}{node.op_type} cannot be trained")
+        attributes = {name: _plain(a) for name, a in node.attributes.items()} | {"_outputs": len(node.outputs)}
+        reads = tuple(v.name if v is not None else None for v in node.inputs)
+        steps.append(
+            Step(node.op_type, known[node.op_type], attributes, reads, tuple(str(o.name) for o in node.outputs))
+        )
+    inputs = tuple(str(v.name) for v in graph.inputs if v.name not in graph.initializers)
+    return TorchGraph(inputs, tuple(str(v.name) for v in graph.outputs), steps, weights, fixed)
+
+
+def _moments(graph: ir.Graph) -> set[str]:
+    """Names of means and variances of BatchNormalization: estimated, not trained."""
+    nodes = [n for n in graph if n.op_type == "BatchNormalization"]
+    return {str(v.name) for n in nodes for v in n.inputs[3:5] if v is not None}
+
+
+def _plain(attribute: ir.Attr) -> Any:
+    if attribute.type == ir.AttributeType.GRAPH:
+        raise Unfollowed("a body cannot be trained")
+    if attribute.type == ir.AttributeType.TENSOR:
+        return np.asarray(attribute.as_tensor().numpy())
+    value = attribute.value
+    return list(value) if isinstance(value, (tuple, list)) else value
+
+
+def with_weights(model: Model, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Model:
+    """A fork of ``model`` whose constants of these names hold these arrays."""
+    fork = model.fork()
+    for name, array in arrays.items():
+        value = fork.graph.initializers.get(name)
+        if value is not None:
+            value.const_value = ir.Tensor(np.ascontiguousarray(array), name=name)
+    for node in fork.graph:
+        name = str(node.outputs[0].name) if node.op_type == "Constant" else ""
+        if name in arrays:
+            node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(np.ascontiguousarray(arrays[name])))
+            node.outputs[0].const_value = None
+    fork.forget_digest()
+    return fork
