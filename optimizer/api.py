@@ -7,9 +7,6 @@ print(record.outcome, record.speedup, record.artifact)
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,17 +14,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from optimizer import __version__, checking, gating
+from optimizer import checking, examining, gating
 from optimizer.compile import compile_settings
 from optimizer.data.metrics import Metric
 from optimizer.data.samples import Samples
 from optimizer.debugging import bisect, reduce
 from optimizer.decide.policy import Policy
 from optimizer.decide.policy import write as write_policy
+from optimizer.doctoring import doctor
 from optimizer.explaining import explain_settings
 from optimizer.faults import Fault, usage
 from optimizer.gating import Gated
-from optimizer.measure import bench, ceilings
+from optimizer.measure import bench
 from optimizer.measure.explain import Explanation
 from optimizer.measure.latency import Effort
 from optimizer.measure.quality import Judge, quality_of
@@ -37,11 +35,10 @@ from optimizer.package.check import verify
 from optimizer.plan import DataRequest, Settings, SourceRequest, default_cache_dir
 from optimizer.preflight import plan
 from optimizer.progress import Silent, Watcher
-from optimizer.records import BenchmarkRow, Ceilings, Quality, Record
+from optimizer.records import BenchmarkRow, Quality, Record
 from optimizer.report import html, markdown
 from optimizer.report.drift import DriftRecord
 from optimizer.report.inspection import Inspection, inspect_model
-from optimizer.report.nouns import Doctor, Problem
 from optimizer.report.pages import PassPage, gather
 from optimizer.runtime import hardware, providers
 from optimizer.runtime.sessions import Site
@@ -84,8 +81,6 @@ __all__ = [
     "report",
     "verify",
 ]
-
-EXTRAS = {"onnxruntime": "cpu", "torch": "torch"}
 
 
 def compile(
@@ -143,6 +138,9 @@ def benchmark(
     data: str | None = None,
     metric: str | None = None,
     seconds: float = 3.0,
+    profile: bool = False,
+    price_per_hour: float | None = None,
+    watts: float | None = None,
     settings: Settings | None = None,
     watch: Watcher | None = None,
 ) -> BenchmarkReport:
@@ -154,6 +152,9 @@ def benchmark(
         batches, threads: Every combination is measured.
         data, metric: Measure quality too; without data, seeded synthetic inputs are timed.
         seconds: Timed seconds for each model at each combination.
+        profile: Look into every model at every combination: time by operator and node.
+        price_per_hour: What the machine costs, to tell the price of a million inferences.
+        watts: What the machine draws, to estimate the energy of an inference where no counter tells it.
         settings: Anything else (cache folder, seed, source options).
         watch: Told about progress.
 
@@ -173,10 +174,14 @@ def benchmark(
     with ExitStack() as stack:
         runners = [_open(base, text, store, usable[0], watch, stack) for text in models]
         entrants = [bench.Entrant(r.name, store.put_model(r.model), r.size_bytes, r.samples) for r in runners]
+        subjects = {r.name: examining.Subject(r.model, r.samples) for r in runners}
         rows = list(bench.measure(entrants, sites, batches, Effort(3, seconds), watch.note))
         if data is not None:
             watch.stage("measuring quality")
             rows = list(bench.with_quality(rows, dict(_qualities(runners, entrants, usable, store))))
+        watch.stage("looking into the models")
+        asked = examining.Asked(profile, price_per_hour, watts)
+        rows = [examining.examined(row, subjects[row.model], asked, store, watch) for row in rows]
     notes = tuple(dict.fromkeys(w for r in runners for w in r.warnings))
     return BenchmarkReport(tuple(rows), hardware.environment(), notes)
 
@@ -414,68 +419,6 @@ def passes_list(names: Sequence[str] = ()) -> tuple[PassPage, ...]:
     except RecipeError as error:
         raise usage(str(error), code="unknown-pass") from error
     return gather(names, catalogue.find)
-
-
-def doctor(*, measure: bool = False, cache_dir: Path | None = None, watch: Watcher | None = None) -> Doctor:
-    """What this machine can run, and what is missing with the line that mends it.
-
-    With ``measure`` it is also measured what it can do at most, with one thread and with all, which takes half a
-    minute; the answer is kept in the cache, for benchmarks and reports.
-    """
-    machine = hardware.host()
-    problems: list[Problem] = []
-    here: tuple[str, ...] = ()
-    try:
-        here = providers.available()
-    except Fault as fault:
-        problems.append(Problem(fault.message, fault.hint))
-    target = None
-    try:
-        target = hardware.detect_target().name
-    except Fault as fault:
-        problems.append(Problem(fault.message, fault.hint))
-    wanted = {f for name in hardware.target_names() for f in hardware.load_target(name).requires}
-    missing = tuple(
-        f"{package}: pip install 'lathe[{extra}]'"
-        for package, extra in EXTRAS.items()
-        if importlib.util.find_spec(package) is None
-    )
-    flavours = [d.metadata["Name"] for d in importlib.metadata.distributions() if _is_runtime(d.metadata["Name"])]
-    if len(set(flavours)) > 1:
-        fix = "pip uninstall all of them, then install the one flavour that you need"
-        problems.append(
-            Problem(f"several onnxruntime flavours overwrite each other: {', '.join(sorted(flavours))}", fix)
-        )
-    return Doctor(
-        __version__,
-        platform.python_version(),
-        machine.system,
-        machine.cpu,
-        machine.cores,
-        machine.memory_bytes,
-        tuple(sorted(wanted & machine.features)),
-        target,
-        hardware.environment()["packages"],
-        here,
-        tuple(problems),
-        missing,
-        _ceilings(measure, cache_dir, watch or Silent()) if here else None,
-    )
-
-
-def _ceilings(measure: bool, cache_dir: Path | None, watch: Watcher) -> Ceilings | None:
-    """The ceilings of this machine: measured now, or kept from before."""
-    folder = cache_dir or default_cache_dir()
-    counts = dict.fromkeys((1, hardware.host().cores))
-    sites = [open_site("cpu", threads) for threads in counts]
-    if measure:
-        watch.stage("measuring what this machine can do")
-        return ceilings.measure(Store(folder), sites, watch.note)
-    return ceilings.kept(Store(folder), sites[0]) if folder.is_dir() else None
-
-
-def _is_runtime(name: str | None) -> bool:
-    return name is not None and name.lower().startswith("onnxruntime") and "extensions" not in name.lower()
 
 
 def cache_entries(cache_dir: Path | None = None) -> list[Entry]:

@@ -123,3 +123,12 @@ class Roofline:
     ceiling: Ceiling
     measured: str
     layers: tuple[LayerWork, ...] = ()
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Joules of one inference, and in words whose energy that is. ``measured``: by a counter, not an estimate."""
+
+    joules: Interval
+    says: str
+    measured: bool

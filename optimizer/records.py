@@ -11,6 +11,7 @@ from typing import Any
 from optimizer.measured import Bound as Bound
 from optimizer.measured import Ceiling as Ceiling
 from optimizer.measured import Ceilings as Ceilings
+from optimizer.measured import Energy as Energy
 from optimizer.measured import Interval as Interval
 from optimizer.measured import LayerWork as LayerWork
 from optimizer.measured import NodeCost as NodeCost
@@ -176,6 +177,7 @@ class BenchmarkRow:
     """One model at one provider, batch and thread count. ``reason`` says why a row has no numbers.
 
     ``throughput`` is samples per second, ``speedup`` the first model's latency over this one's at the same settings.
+    ``per_million`` is the price of a million inferences, in the currency of the price per hour.
     """
 
     model: str
@@ -193,6 +195,8 @@ class BenchmarkRow:
     first_ms: float | None = None
     profile: Profile | None = None
     roofline: Roofline | None = None
+    per_million: Interval | None = None
+    energy: Energy | None = None
 
 
 class Ruling(enum.StrEnum):

@@ -12,6 +12,7 @@ from optimizer.cli.common import OUTPUT, Provider, api, option, show, source_opt
 from optimizer.faults import Exit
 
 WHAT = "What to measure"
+BESIDE = "What to tell beside speed"
 POSITIVE = click.IntRange(min=1)
 
 
@@ -61,6 +62,21 @@ POSITIVE = click.IntRange(min=1)
     show_default=True,
     help="Seconds of timed runs for each model and setting.",
 )
+@option("--profile", section=BESIDE, is_flag=True, help="Show where the time goes, by operator and node.")
+@option(
+    "--price-per-hour",
+    section=BESIDE,
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="PRICE",
+    help="What the machine costs, for the price of a million inferences.",
+)
+@option(
+    "--watts",
+    section=BESIDE,
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="W",
+    help="What the machine draws, to estimate energy where no counter tells it.",
+)
 @source_options
 @option("-v", "--verbose", section=OUTPUT, is_flag=True, help="Say more.")
 @option("-q", "--quiet", section=OUTPUT, is_flag=True, help="Say nothing but warnings.")
@@ -79,6 +95,9 @@ def command(
     data: str | None,
     metric: str | None,
     seconds: float,
+    profile: bool,
+    price_per_hour: float | None,
+    watts: float | None,
     as_json: bool,
     verbose: bool,
     quiet: bool,
@@ -102,6 +121,9 @@ def command(
             data=data,
             metric=metric,
             seconds=seconds,
+            profile=profile,
+            price_per_hour=price_per_hour,
+            watts=watts,
             settings=settings,
             watch=watch,
         )
@@ -110,9 +132,11 @@ def command(
 
         emit(dump(report, "lathe.benchmark/1"))
     else:
+        from optimizer.report.costs import beside
         from optimizer.report.tables import benchmark
 
         show(benchmark(report.rows))
+        show(beside(report.rows, profiled=profile))
         for warning in report.warnings:
             click.echo(f"warning: {warning}", err=True)
     if not any(row.latency for row in report.rows):

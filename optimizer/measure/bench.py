@@ -96,6 +96,7 @@ def _row(entrant: Entrant, site: Site, samples: int, timing: Timing, first: Timi
         timing.memory_bytes,
         timing.load_ms,
         entrant.size_bytes,
+        first_ms=timing.first_ms,
     )
 
 

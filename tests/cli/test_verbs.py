@@ -36,6 +36,7 @@ def test_benchmark(lathe: Lathe, api: SimpleNamespace) -> None:
     assert "1.20 ±1.7%" in result.stdout and "warning: random inputs" in result.stderr
     models, given = calls[0]
     del given["watch"]
+    assert [given.pop(n) for n in ("profile", "price_per_hour", "watts")] == [False, None, None]
     assert given.pop("settings").source.shapes == ("x:1,3",), "a PyTorch module may need them"
     wanted = {"provider_names": ("cpu",), "batches": (1, 8), "threads": (2,), "data": None, "metric": None}
     assert models == ["a.onnx", "b"] and given == {**wanted, "seconds": 3.0}

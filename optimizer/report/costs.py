@@ -1,0 +1,98 @@
+"""What a benchmark tells beside speed: what bounds each model, where its time goes, and what inferences cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from optimizer.records import BenchmarkRow, Interval, Profile
+from optimizer.report import words
+from optimizer.report.console import line, table, title
+from optimizer.report.tables import short_names
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+MOST_OPS = 8
+MOST_NODES = 5
+
+
+def beside(rows: Sequence[BenchmarkRow], *, profiled: bool = False) -> RenderableType:
+    """Everything that ``rows`` hold of it, readable at 80 columns; ``profiled`` shows the profiles too."""
+    from rich.console import Group
+
+    names = short_names([r.model for r in rows])
+    parts: list[RenderableType] = _costs(rows, names) + _bounds(rows, names)
+    for row in rows if profiled else ():
+        if row.profile is not None:
+            parts += _profile(f"{names[row.model]} ({_scene(row)})", row.profile)
+    return Group(*parts)
+
+
+def _scene(row: BenchmarkRow) -> str:
+    return f"batch {row.batch}, {row.threads} thread{'s' if row.threads != 1 else ''}"
+
+
+def _costs(rows: Sequence[BenchmarkRow], names: dict[str, str]) -> list[RenderableType]:
+    found = [r for r in rows if r.per_million is not None or r.energy is not None]
+    if not found:
+        return []
+    cells = [
+        (
+            names[r.model],
+            _scene(r),
+            _span(r.per_million),
+            _span(r.energy.joules, 1e3) if r.energy else words.NOTHING,
+        )
+        for r in found
+    ]
+    how = dict.fromkeys(r.energy.says for r in found if r.energy)
+    head = ("model", "at", "price of a million", "mJ each")
+    notes = [line("energy", f"{text}") for text in how]
+    return [title("what inferences cost, one run after the other"), table(head, cells, right=(2, 3)), *notes]
+
+
+def _span(found: Interval | None, scale: float = 1.0) -> str:
+    if found is None:
+        return words.NOTHING
+    low, high = (words.significant(v * scale) for v in (found.low, found.high))
+    return f"{words.significant(found.value * scale)} [{low}, {high}]"
+
+
+def _bounds(rows: Sequence[BenchmarkRow], names: dict[str, str]) -> list[RenderableType]:
+    held = [r for r in rows if r.roofline is not None]
+    if not held:
+        hint = "not known before `lathe doctor --measure` has found out what this machine can do"
+        return [line("what bounds them", hint, "dim")] if any(r.latency for r in rows) else []
+    parts: list[RenderableType] = ["", title(f"what bounds them (ceilings of {held[0].roofline.measured})")]  # type: ignore[union-attr]
+    for row in held:
+        assert row.roofline is not None
+        help_ = "; ".join(row.roofline.advice)
+        parts.append(
+            line(names[row.model], f"{_scene(row)}: {row.roofline.says}" + (f". Would help: {help_}" if help_ else ""))
+        )
+    return parts
+
+
+def _profile(name: str, found: Profile) -> list[RenderableType]:
+    whole = found.whole.value or 1.0
+    ops = [(o.op, str(o.nodes), _us(o.ms), f"{o.ms.value / whole:.0%}") for o in found.ops[:MOST_OPS]]
+    if len(found.ops) > MOST_OPS:
+        rest = sum(o.ms.value for o in found.ops[MOST_OPS:])
+        nodes = sum(o.nodes for o in found.ops[MOST_OPS:])
+        ops.append(
+            (f"{len(found.ops) - MOST_OPS} others", str(nodes), words.significant(rest * 1e3), f"{rest / whole:.0%}")
+        )
+    ops.append(("outside of kernels", "", _us(found.rest), ""))
+    slow = [(n.node, n.op, _us(n.ms)) for n in found.nodes[:MOST_NODES]]
+    return [
+        "",
+        title(f"{name}: us of one run by the runtime's profile, {found.runs} runs"),
+        table(("operator", "nodes", "us", "share"), ops, right=(1, 2, 3)),
+        table(("slowest nodes", "operator", "us"), slow, right=(2,)),
+    ]
+
+
+def _us(ms: Interval) -> str:
+    reach = max(ms.high - ms.value, ms.value - ms.low) * 1e3
+    return f"{words.significant(ms.value * 1e3)} ±{words.significant(reach, 2)}"
