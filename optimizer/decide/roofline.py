@@ -160,8 +160,9 @@ def _of_overhead(found: Roofline) -> list[str]:
 
 
 def _of_nothing(profile: Profile | None) -> list[str]:
-    if profile is None or not profile.ops or profile.whole.value <= 0:
+    whole = sum(o.ms.value for o in profile.ops) if profile is not None else 0.0
+    if profile is None or whole <= 0:
         return ["see which operators take the time: lathe benchmark --profile"]
     top = profile.ops[0]
-    share = top.ms.value / profile.whole.value
+    share = top.ms.value / whole
     return [f"most of the kernels' time is in {top.op} ({share:.0%}, {top.nodes} node{'s' if top.nodes != 1 else ''})"]

@@ -33,23 +33,23 @@ def _scene(row: BenchmarkRow) -> str:
     return f"batch {row.batch}, {row.threads} thread{'s' if row.threads != 1 else ''}"
 
 
+def _labels(rows: Sequence[BenchmarkRow], names: dict[str, str]) -> list[str]:
+    """Names of rows, with where they were measured when that is not the same for all."""
+    scenes = {(r.provider, r.batch, r.threads) for r in rows}
+    return [names[r.model] + (f", {_scene(r)}" if len(scenes) > 1 else "") for r in rows]
+
+
 def _costs(rows: Sequence[BenchmarkRow], names: dict[str, str]) -> list[RenderableType]:
     found = [r for r in rows if r.per_million is not None or r.energy is not None]
     if not found:
         return []
     cells = [
-        (
-            names[r.model],
-            _scene(r),
-            _span(r.per_million),
-            _span(r.energy.joules, 1e3) if r.energy else words.NOTHING,
-        )
-        for r in found
+        (label, _span(r.per_million), _span(r.energy.joules, 1e3) if r.energy else words.NOTHING)
+        for label, r in zip(_labels(found, names), found, strict=True)
     ]
-    how = dict.fromkeys(r.energy.says for r in found if r.energy)
-    head = ("model", "at", "price of a million", "mJ each")
-    notes = [line("energy", f"{text}") for text in how]
-    return [title("what inferences cost, one run after the other"), table(head, cells, right=(2, 3)), *notes]
+    notes = [line("energy", text) for text in dict.fromkeys(r.energy.says for r in found if r.energy)]
+    head = ("model", "price of a million", "mJ each")
+    return [title("what inferences cost, one run after the other"), table(head, cells, right=(1, 2)), *notes]
 
 
 def _span(found: Interval | None, scale: float = 1.0) -> str:
@@ -64,18 +64,16 @@ def _bounds(rows: Sequence[BenchmarkRow], names: dict[str, str]) -> list[Rendera
     if not held:
         hint = "not known before `lathe doctor --measure` has found out what this machine can do"
         return [line("what bounds them", hint, "dim")] if any(r.latency for r in rows) else []
-    parts: list[RenderableType] = ["", title(f"what bounds them (ceilings of {held[0].roofline.measured})")]  # type: ignore[union-attr]
-    for row in held:
-        assert row.roofline is not None
-        help_ = "; ".join(row.roofline.advice)
-        parts.append(
-            line(names[row.model], f"{_scene(row)}: {row.roofline.says}" + (f". Would help: {help_}" if help_ else ""))
-        )
+    roofs = [r.roofline for r in held if r.roofline is not None]
+    parts: list[RenderableType] = ["", title(f"what bounds them (ceilings of {roofs[0].measured})")]
+    for label, roof in zip(_labels(held, names), roofs, strict=True):
+        help_ = f". Would help: {'; '.join(roof.advice)}" if roof.advice else ""
+        parts.append(line(label, roof.says + help_))
     return parts
 
 
 def _profile(name: str, found: Profile) -> list[RenderableType]:
-    whole = found.whole.value or 1.0
+    whole = sum(o.ms.value for o in found.ops) or 1.0
     ops = [(o.op, str(o.nodes), _us(o.ms), f"{o.ms.value / whole:.0%}") for o in found.ops[:MOST_OPS]]
     if len(found.ops) > MOST_OPS:
         rest = sum(o.ms.value for o in found.ops[MOST_OPS:])

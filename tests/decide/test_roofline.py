@@ -65,7 +65,13 @@ def test_overhead() -> None:
 
 
 def test_nothing_comes_near() -> None:
-    profile = Profile(9, Interval(1, 1, 1), Interval(0, 0, 0), (OpCost("Transpose", 3, Interval(0.7, 0.7, 0.7)),), ())
+    profile = Profile(
+        9,
+        Interval(1, 1, 1),
+        Interval(0, 0, 0),
+        (OpCost("Transpose", 3, Interval(0.7, 0.7, 0.7)), OpCost("Add", 1, Interval(0.3, 0.3, 0.3))),
+        (),
+    )
     latency = Latency(1.0, 1.0, 1.0, "cpu", 100)
     found = roofline.hold(work(float_macs=5_000_000, least=1e6, most=30e6), 1, latency, MACHINE, ONE, profile)
     assert found is not None and found.bound is Bound.NOTHING

@@ -19,7 +19,9 @@ def lines(shown: object) -> str:
 def test_bounds_and_what_would_help() -> None:
     text = " ".join(lines(costs.beside([replace(ROW, roofline=roofline())])).split())
     assert "compute-bound" in text and "Would help: 8-bit integers" in text and "2026-11-26" in text
-    assert "batch 1, 1 thread" in text and "lathe doctor" not in text
+    assert "lathe doctor" not in text and "batch" not in text
+    both = lines(costs.beside([replace(ROW, roofline=roofline(), batch=b) for b in (1, 8)]))
+    assert "model.onnx, batch 8, 1 thread" in both
 
 
 def test_without_ceilings_there_is_a_hint_and_no_guess() -> None:
@@ -38,5 +40,5 @@ def test_a_profile_is_shown_when_it_was_asked_for() -> None:
     many = tuple(OpCost(f"Op{i}", 2, near(0.1)) for i in range(12))
     row = replace(ROW, profile=replace(profile(), ops=many, nodes=(NodeCost("[/a b]" * 20, "Conv", near(0.2)),)))
     text = lines(costs.beside([row], profiled=True))
-    assert "4 others" in text and "11%" in text and "outside of kernels" in text and "[/a b]" in text
+    assert "4 others" in text and "8%" in text and "outside of kernels" in text and "[/a b]" in text
     assert "Op0" not in lines(costs.beside([row]))
