@@ -37,6 +37,8 @@ def latency(record: Record) -> Section:
     drawing = plots.latency(given.get("source"), given.get("result"))
     count = len(found[0][1].quantiles)
     caption = f"Each mark stands for one run in {count}, fastest to slowest; the dashed lines are the latencies above."
+    if plots.beyond([y for _, y in found]):
+        caption += " The marks at the right edge lie beyond it."
     return figure(drawing, caption if drawing else "", numbers)
 
 
@@ -49,8 +51,8 @@ def frontier_of(record: Record) -> Section:
     rows = frontier.rows(record)
     if not rows:
         return None
-    numbered = [(str(i + 1), *cells) for i, cells in enumerate(rows)]
-    numbers = table(("", *frontier.HEAD), numbered, right=(2, 3, 4), kind="stack")
+    numbered = [(f"{i + 1}. {label}", *cells) for i, (label, *cells) in enumerate(rows)]
+    numbers = table(frontier.HEAD, numbered, right=(1, 2, 3), kind="stack")
     text = (
         "Measured on the select samples; nothing else that was tried is better in quality, speed and size together. "
         "Filled: what ships. The lines are 95 % intervals, the area is the size of the file."

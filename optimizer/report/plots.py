@@ -170,6 +170,12 @@ def latency(source: Latency | None, result: Latency | None) -> Html | None:
     return drawn(draw, 1.1 + 0.95 * len(given), "latency", title, told)
 
 
+def beyond(found: Sequence[Latency]) -> bool:
+    """Whether some runs lie so far out that they are drawn at the edge."""
+    edge = max(min(max(y.quantiles), _far(y)) for y in found)
+    return any(q > edge for y in found for q in y.quantiles)
+
+
 def _far(found: Latency) -> float:
     q = found.quantiles
     high = q[int(0.9 * len(q))]
