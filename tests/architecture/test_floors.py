@@ -45,8 +45,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("optimizer.cli",),
 )
 SAME_FLOOR_FRIENDS = {("optimizer.records", "optimizer.faults"), ("optimizer.progress", "optimizer.records")}
-LAZY = {"torch", "onnxruntime", "onnxsim", "onnxscript", "scipy", "rich", "datasketches", "PIL"}
-ONLY_HOME = {"onnxruntime": "optimizer/runtime/", "onnxsim": "passes/clean/simplify.py"}
+LAZY = {"torch", "onnxruntime", "onnxsim", "onnxscript", "scipy", "rich", "datasketches", "PIL", "matplotlib", "pynvml"}
+ONLY_HOME = {
+    "onnxruntime": "optimizer/runtime/",
+    "onnxsim": "passes/clean/simplify.py",
+    "matplotlib": "optimizer/report/plots.py",
+}
 STANDALONE = ("optimizer/workers/user_main.py", "optimizer/source/torch_", "optimizer/source/user_")
 
 
