@@ -72,7 +72,7 @@ class Net:
     def act(self, x: str) -> str:
         kind = self.one(["Relu", "Sigmoid", "Tanh", "LeakyRelu", "HardSwish" if self.opset >= 14 else "Relu", "Clip"])
         if kind == "Clip":
-            return str(self.op("Clip", [x, self.held(np.float32(0)), self.held(np.float32(6))]))
+            return str(self.op("Clip", [x, self.held(np.array(0, np.float32)), self.held(np.array(6, np.float32))]))
         return str(self.op(kind, [x]))
 
     def unit(self, x: str, cin: int, cout: int) -> str:
@@ -97,18 +97,11 @@ def residual(n: Net, x: str, c: int) -> tuple[str, int]:
 
 
 def bottleneck(n: Net, x: str, c: int) -> tuple[str, int]:
+    """A convolution with groups between two without."""
     groups = n.one([2, 4])
-    inner = groups * n.one([1, 2, 3])
-    y = n.act(n.conv(n.unit(x, c, inner), inner, groups * n.one([1, 2, 3]), groups))
-    wide = {o.name: o for o in n.tensors}
-    cout = (
-        next(int(t.dims[0]) if t is not None else 0 for t in [wide.get(n.nodes[-2].input[1])])
-        if n.nodes[-2].op_type == "Conv"
-        else 0
-    )
-    if not cout:
-        return x, c
-    return n.unit(y, cout, c), c
+    inner, outer = groups * n.one([1, 2, 3]), groups * n.one([1, 2, 3])
+    y = n.act(n.conv(n.unit(x, c, inner), inner, outer, groups))
+    return n.unit(y, outer, c), c
 
 
 def depthwise(n: Net, x: str, c: int) -> tuple[str, int]:
@@ -170,14 +163,14 @@ def odd(n: Net, x: str, c: int) -> tuple[str, int]:
     if kind == "softmax":
         return n.op("Softmax", [x], axis=1), c
     if kind == "mean":
-        mean = n.op("ReduceMean", [x, n.ints(1)] if n.opset >= 18 else [x], **({} if n.opset >= 18 else {"axes": [1]}))
+        mean = n.op("ReduceMean", [x, n.ints(1)]) if n.opset >= 18 else n.op("ReduceMean", [x], axes=[1])
         return n.op("Sub", [x, mean]), c
     if kind == "gather":
         picks = n.ints(*[int(v) for v in n.rng.permutation(c)])
         return n.op("Gather", [x, picks], axis=1), c
     if kind == "prelu":
         return n.op("PRelu", [x, n.weight(c, 1, 1, scale=0.3)]), c
-    return n.op("Where", [n.op("Greater", [x, n.held(np.float32(0.1))]), x, n.weight(c, 1, 1, scale=0.3)]), c
+    return n.op("Where", [n.op("Greater", [x, n.held(np.array(0.1, np.float32))]), x, n.weight(c, 1, 1, scale=0.3)]), c
 
 
 IMAGE_STEPS: list[Step] = [
@@ -236,7 +229,7 @@ def sequence_shape(n: Net, x: str, *rest: int) -> str:
     if n.chance(0.5):
         lead = [n.op("Slice", [asked, n.ints(0), n.ints(2)])]
     else:
-        lead = [n.op("Unsqueeze", [n.op("Gather", [asked, n.held(np.int64(i))]), n.ints(0)]) for i in (0, 1)]
+        lead = [n.op("Unsqueeze", [n.op("Gather", [asked, n.held(np.array(i))]), n.ints(0)]) for i in (0, 1)]
     return str(n.op("Concat", [*lead, n.ints(*rest)], axis=0))
 
 
@@ -266,5 +259,5 @@ def make(seed: int) -> tuple[onnx.ModelProto, dict[str, Array]]:
     ports = [h.make_tensor_value_info("x", T.FLOAT, dims)]
     graph = h.make_graph(n.nodes, "net", ports, [h.make_tensor_value_info("y", T.FLOAT, out)], n.tensors)
     model = h.make_model(graph, opset_imports=[h.make_opsetid("", n.opset)], ir_version=8)
-    feed = rng.standard_normal([2 if d == "batch" else d for d in dims]).astype(np.float32)
+    feed = rng.standard_normal([2, *(int(d) for d in dims[1:])]).astype(np.float32)
     return model, {"x": feed}

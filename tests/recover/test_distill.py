@@ -31,7 +31,7 @@ SITE = Site("CPUExecutionProvider", 1, "test")
 
 
 def normal(*shape: int) -> Array:
-    return (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
+    return np.asarray(rng.standard_normal(shape) / np.sqrt(shape[0]), np.float32)
 
 
 def teacher() -> Model:
