@@ -339,3 +339,80 @@ def to_plain(thing: Any) -> Any:
     if isinstance(thing, float) and (thing != thing or thing in (float("inf"), float("-inf"))):
         return None
     return thing
+
+
+@dataclass(frozen=True)
+class ScenarioRow:
+    """One model under one scenario. ``result`` is what the scenario is judged by, in ``unit``, with its interval over
+    process restarts (within one run when ``restarts`` is 1): a percentile of the latency, or a rate.
+
+    ``reason`` says why a row has no result, ``code`` the fault behind it. ``percentiles`` are milliseconds by percent,
+    of all queries of the restarts together (server: of the run at the lowest of their rates, which is ``held``: every
+    restart kept ``bound_ms`` there). ``verdict`` and ``checks`` are loadgen's own words, empty for the built-in driver.
+    ``against`` is the first model's result over this one's where less is better, else the reverse: above 1 this one
+    does better.
+    """
+
+    model: str
+    scenario: str
+    driver: str
+    provider: str
+    threads: int
+    batch: int
+    judged_by: str = ""
+    result: Interval | None = None
+    unit: str = ""
+    restarts: int = 0
+    queries: int = 0
+    percentiles: Mapping[str, float] = field(default_factory=dict)
+    against: Interval | None = None
+    bound_ms: float | None = None
+    held: float | None = None
+    real_time_factor: Interval | None = None
+    verdict: str = ""
+    checks: Mapping[str, bool] = field(default_factory=dict)
+    reason: str = ""
+    code: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SliceDrop:
+    """One class or slice: how much worse the model does there. ``p`` is one-sided, corrected for all looks (Holm)."""
+
+    name: str
+    samples: int
+    drop: Interval
+    p: float
+    lost: int | None = None
+    won: int | None = None
+
+
+@dataclass(frozen=True)
+class PairedQuality:
+    """A model against the first one on the same samples. ``drop`` is worse when positive, in the metric's unit.
+
+    ``lost`` and ``won`` count 0/1 outcomes that flipped (only the first is right; only this one), ``p`` is McNemar's
+    exact one, two-sided; all ``None`` for other metrics. ``detectable`` is the smallest drop that so many samples show
+    with 80 % power at one-sided 95 %. ``slices`` are those that lose most, worst first, of ``looks`` in all, cut by
+    ``sliced_by``.
+    """
+
+    model: str
+    provider: str
+    metric: str
+    higher_is_better: bool
+    samples: int
+    drop: Interval
+    lost: int | None = None
+    won: int | None = None
+    p: float | None = None
+    detectable: float | None = None
+    sliced_by: str = ""
+    looks: int = 0
+    slices: tuple[SliceDrop, ...] = ()
+
+    @property
+    def flip_rate(self) -> float | None:
+        """Share of samples whose outcome flipped, either way."""
+        return None if self.lost is None or self.won is None else (self.lost + self.won) / self.samples
