@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from optimizer.records import Ceilings, Interval, Latency, Quality
 
@@ -155,5 +155,20 @@ class Exported(Protocol):
     def exporter(self) -> str | None: ...
     @property
     def parity(self) -> Agreement | None: ...
+    @property
+    def warnings(self) -> Sequence[str]: ...
+
+
+class Elsewhere(Protocol):
+    """A benchmark that another machine made."""
+
+    @property
+    def machine(self) -> str: ...
+    @property
+    def rows(self) -> Sequence[Row]: ...
+    @property
+    def environment(self) -> Mapping[str, Any]: ...
+    @property
+    def started(self) -> str: ...
     @property
     def warnings(self) -> Sequence[str]: ...

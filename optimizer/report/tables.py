@@ -12,7 +12,7 @@ from optimizer.records import Ceilings, PassNote
 from optimizer.report import words
 from optimizer.report.console import line, table, title
 from optimizer.report.inspection import Inspection
-from optimizer.report.nouns import Bisection, Checked, Doctor, Exported, Kept, Row
+from optimizer.report.nouns import Bisection, Checked, Doctor, Elsewhere, Exported, Kept, Row
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -242,4 +242,18 @@ def export(found: Exported) -> RenderableType:
         text = f"largest difference {p.max_abs:.2g}{worst}, {p.max_rel:.2g} of the largest value"
         parts.append(line("parity", f"{text} (allowed {p.tolerance:.2g}), on {', '.join(p.batches)}"))
     parts += [line("warning", text, "yellow") for text in found.warnings]
+    return Group(*parts)
+
+
+def elsewhere(reports: Sequence[Elsewhere]) -> RenderableType:
+    """What was measured on other machines: each by itself, under its name."""
+    from rich.console import Group
+
+    parts: list[RenderableType] = []
+    for report in reports:
+        versions = ", ".join(f"{name} {version}" for name, version in report.environment["packages"].items())
+        parts += [line("measured on", f"{report.machine}; {versions}; {report.started}"), benchmark(report.rows)]
+        parts += [line("warning", w, "yellow") for w in report.warnings]
+    if len(reports) > 1:
+        parts.append(line("note", "latencies of different machines are not compared"))
     return Group(*parts)
