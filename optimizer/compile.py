@@ -25,15 +25,13 @@ from optimizer.measure.latency import quick, thorough
 from optimizer.measure.stats import corrected_alpha
 from optimizer.package import artifact
 from optimizer.plan import Settings
-from optimizer.preflight import require_room
+from optimizer.preflight import proof, require_room
 from optimizer.progress import Silent, Watcher
 from optimizer.records import Judgement, Record, Verdict
 from optimizer.recovering import recover
 from optimizer.workshop import Bench, candidate_weight, open_bench
 from passes.prune.structured import prunable
 from passes.quantize.layers import nested_layers, quantizable, quantizable_at_run_time
-
-CONFIRM_AT_MOST = 3
 
 DATALESS = "there is no data to judge it on"
 FLOATLESS = "no layer with constant float32 weights can be quantized"
@@ -53,7 +51,7 @@ def compile_settings(settings: Settings, watch: Watcher | None = None) -> Record
         artifact.check_output(ship.output_folder(bench), overwrite=settings.overwrite)
         require_room(bench)
         climb = Climb(bench, bench.scales(), started)
-        bench.watch.stage("trying recipes")
+        bench.watch.stage(f"trying recipes{proof(bench)}")
         climb_all(climb, first_rungs(bench))
         with two_step_interrupt(climb):
             search(climb)
@@ -130,7 +128,7 @@ def confirm(climb: Climb) -> ship.Choice:
     """Prove the best candidates, at most three, on samples that nobody has looked at, and time them again."""
     bench, scales = climb.bench, climb.scales
     lossy = [t for t in climb.tried if t.candidate and t.candidate.lossy]
-    contenders = judge.contenders(lossy, bench.settings.goal, CONFIRM_AT_MOST)
+    contenders = judge.contenders(lossy, bench.settings.goal, judge.CONFIRM_AT_MOST)
     alpha = corrected_alpha(0.05, max(1, len(contenders)))
     looks = bench.store.look(bench.splits.confirm.digest()) if contenders and bench.splits and bench.judged else 0
     undecided: list[ship.Choice] = []

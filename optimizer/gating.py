@@ -24,7 +24,7 @@ from optimizer.measure import duel
 from optimizer.measure.duel import Duel
 from optimizer.measure.quality import Judge, quality_of
 from optimizer.measure.scales import QualityReading
-from optimizer.measure.stats import paired_drop
+from optimizer.measure.stats import USUAL_SHARE, detectable, paired_drop, samples_for
 from optimizer.package import baseline as results_file
 from optimizer.package.artifact import MANIFEST, MODEL
 from optimizer.package.baseline import Results, Rows
@@ -33,6 +33,7 @@ from optimizer.package.manifest import signature_of
 from optimizer.plan import DataRequest, Settings
 from optimizer.progress import Watcher
 from optimizer.records import GateRecord, Quality, Ruled, Ruling, to_plain
+from optimizer.report.words import amount, can_show
 from optimizer.runtime import hardware, sessions
 from optimizer.runtime.sessions import Site
 from optimizer.source.open import Source
@@ -294,7 +295,7 @@ def _quality(gate: _Gate, samples: Samples | None) -> None:
     settings = gate.settings.but(metric=policy["quality.metric"], data=DataRequest("given"))
     metric = choose_metric(settings, gate.candidate.model, samples, gate.stack)
     assert metric is not None
-    gate.watch.stage(f"measuring {metric.name} on {len(samples):,} samples")
+    gate.watch.stage(f"measuring {metric.name}: {_power(gate, metric, len(samples))}")
     reference = gate.baseline.path if isinstance(gate.baseline, Contender) else None
     if metric.against == "reference" and reference is None:
         text = f"{metric.name} compares with the baseline's own outputs, which are not here"
@@ -310,6 +311,20 @@ def _quality(gate: _Gate, samples: Samples | None) -> None:
         gate.ruled.append(_drop(gate, metric, judge, rows, mine))
     if policy["quality.worst"] is not None:
         gate.ruled.append(rulings.quality_worst(policy, mine))
+
+
+def _power(gate: _Gate, metric: Metric, samples: int) -> str:
+    """What so many samples can show of a 0/1 metric; a margin that is smaller is warned of before anything is run."""
+    if not metric.binary or metric.function is not None:
+        return f"{samples:,} samples"
+    said = can_show(samples, metric.name, detectable(samples, USUAL_SHARE), USUAL_SHARE)
+    asked = gate.policy["quality.max_drop"]
+    margin = rulings.margin_of(gate.policy, metric).quality_margin(1.0) if asked is not None else None
+    if margin is not None and margin < detectable(samples, USUAL_SHARE):
+        wanted = samples_for(margin, USUAL_SHARE)
+        need = f"; about {wanted:,} samples would do" if wanted else ""
+        gate.warnings.append(f"{said}, and the policy allows {amount(metric.name, margin)}{need}")
+    return said
 
 
 def _drop(gate: _Gate, metric: Metric, judge: Judge, rows: Array, mine: Quality) -> Ruled:

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from optimizer.decide import ladder
+from optimizer.decide.judge import CONFIRM_AT_MOST
 from optimizer.faults import broken
 from optimizer.measure.latency import quick, thorough
+from optimizer.measure.stats import CONFIDENCE, USUAL_SHARE, corrected_alpha, detectable
 from optimizer.package import artifact
 from optimizer.plan import Settings
 from optimizer.progress import Silent
 from optimizer.records import to_plain
+from optimizer.report.words import can_show
 from optimizer.runtime import hardware, sessions
 from optimizer.verify.apply import WORKING_COPIES
 from optimizer.workshop import Bench, open_bench
@@ -38,7 +41,11 @@ class Rehearsal:
 
 @dataclass(frozen=True)
 class PlanReport:
-    """What a compile would do. Estimates are rough: within a factor of two or three on models of ordinary size."""
+    """What a compile would do. Estimates are rough: within a factor of two or three on models of ordinary size.
+
+    ``detectable`` is the smallest drop of a 0/1 metric that the confirm samples can show with 80 % power when all
+    candidates that are confirmed share the error, and 2 % of the outcomes differ; ``None`` for other metrics.
+    """
 
     model: str
     target: str
@@ -53,6 +60,7 @@ class PlanReport:
     disk_free_bytes: int
     memory_free_bytes: int
     warnings: tuple[str, ...]
+    detectable: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The object that ``--dry-run --json`` prints."""
@@ -68,6 +76,8 @@ class PlanReport:
             f"budget    {', '.join(self.budget) or 'none'}",
             f"samples   {split}",
         ]
+        if self.detectable is not None and self.metric is not None:
+            head.append(f"proof     {can_show(self.samples['confirm'], self.metric, self.detectable, USUAL_SHARE)}")
         rungs = [f"try       {r.label}: {r.recipe or 'nothing'} (about {r.seconds:.0f} s)" for r in self.rungs]
         cost = [
             f"time      about {self.seconds:.0f} s; more if layers have to be left in float",
@@ -106,7 +116,23 @@ def plan(settings: Settings) -> PlanReport:
             disk_free_bytes=shutil.disk_usage(bench.store.root).free,
             memory_free_bytes=hardware.available_memory(),
             warnings=bench.warnings,
+            detectable=provable(bench),
         )
+
+
+def provable(bench: Bench) -> float | None:
+    """The smallest drop of a 0/1 metric that the confirm samples can show; ``None`` for other metrics."""
+    if bench.splits is None or bench.metric is None or not bench.metric.binary or bench.metric.function is not None:
+        return None
+    return detectable(len(bench.splits.confirm), USUAL_SHARE, corrected_alpha(1 - CONFIDENCE, CONFIRM_AT_MOST))
+
+
+def proof(bench: Bench) -> str:
+    """What the confirm samples will be able to show, in brackets; empty for metrics that are not 0/1."""
+    least = provable(bench)
+    if least is None or bench.splits is None or bench.metric is None:
+        return ""
+    return f" ({can_show(len(bench.splits.confirm), bench.metric.name, least, USUAL_SHARE)})"
 
 
 def require_room(bench: Bench) -> None:

@@ -5,6 +5,7 @@ Nothing here measures, and nothing is waved through: what could not be judged is
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from optimizer.decide.budget import Budget
 from optimizer.decide.judge import need_text
 from optimizer.decide.policy import Policy
 from optimizer.faults import Fault, usage
-from optimizer.measure.duel import Reading
+from optimizer.measure.duel import LEAST_RESTARTS, Reading
 from optimizer.measure.scales import QualityReading
 from optimizer.records import Interval, Latency, NodeFinding, Quality, Ruled, Ruling
 
@@ -204,9 +205,7 @@ def latency_ratio(policy: Policy, reading: Reading) -> Ruled:
 
 def throughput_ratio(policy: Policy, reading: Reading) -> Ruled:
     """Samples per second over the baseline's: one over the ratio of the times."""
-    shown = Interval(
-        1 / reading.value, 1 / reading.high if reading.high else 0.0, 1 / reading.low if reading.low else float("inf")
-    )
+    shown = Interval(1 / reading.value, 1 / reading.high, 1 / reading.low if reading.low else math.inf)
     return _ratio("throughput.min_ratio", reading, f">= {policy['throughput.min_ratio']:g}x", shown)
 
 
@@ -215,8 +214,20 @@ def _ratio(rule: str, reading: Reading, allowed: str, shown: Interval) -> Ruled:
     if reading.ruling is Ruling.UNDECIDED:
         more = reading.more_minutes
         need = _minutes(more) if more is not None else "more time than is realistic: the ratio lies on the margin"
-    said = f"{shown.value:.3f}x [{shown.low:.3f}, {shown.high:.3f}] over {reading.restarts} restarts"
-    return Ruled(rule, reading.ruling, allowed, said, need, shown)
+    measured = Interval(shown.value, shown.low or -math.inf, shown.high)  # a bound of zero is none: null in JSON
+    return Ruled(rule, reading.ruling, allowed, f"{shown.value:.3f}x {_bounds(measured, reading)}", need, measured)
+
+
+def _bounds(shown: Interval, reading: Reading) -> str:
+    """Both bounds, or the one that so few restarts have."""
+    over = f"over {reading.restarts} restart{'s' if reading.restarts != 1 else ''}"
+    low, high = math.isfinite(shown.low), math.isfinite(shown.high)
+    if low and high:
+        return f"[{shown.low:.3f}, {shown.high:.3f}] {over}"
+    few = f"{over}, too few for {'the other' if low or high else 'a'} bound ({LEAST_RESTARTS} are needed)"
+    if not (low or high):
+        return few
+    return f"[at least {shown.low:.3f}] {few}" if low else f"[at most {shown.high:.3f}] {few}"
 
 
 def _minutes(more: float) -> str:

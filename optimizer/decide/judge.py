@@ -20,6 +20,9 @@ SizePair = tuple[int, int]
 
 LOSSLESS_LABEL = "lossless"
 
+CONFIRM_AT_MOST = 3
+"""Candidates that go to confirm; they share the error that is allowed."""
+
 NOT_SLOWER = 0.98
 """Lower bound of the speed-up that a lossless model must reach, together with a point estimate of at least
 :data:`NOT_SLOWER_POINT`: two builds of the same model differ by that much on a busy machine."""

@@ -103,6 +103,31 @@ def _binomial(m: Array, n: int, share: float) -> Array:
     return np.asarray(np.exp(ways + special.xlogy(m, share) + special.xlog1py(n - m, -share)))
 
 
+def mcnemar(lost: int, won: int) -> tuple[float, float]:
+    """McNemar's exact test of paired 0/1 outcomes: p-values (of any difference, of a loss).
+
+    Under no difference each discordant sample falls on either side like a coin: lost ~ Binomial(lost + won, 1/2).
+    """
+    from scipy import special
+
+    seen = lost + won
+    if not seen:
+        return 1.0, 1.0
+    worse, better = (float(special.bdtrc(k - 1, seen, 0.5)) if k else 1.0 for k in (lost, won))
+    return min(1.0, 2 * min(worse, better)), worse
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for how many there are (Holm 1979), in their order: one at or below alpha is shown at alpha,
+    whatever the others are and however they depend on each other."""
+    count, highest = len(p_values), 0.0
+    corrected = [0.0] * count
+    for rank, i in enumerate(sorted(range(count), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (count - rank) * p_values[i]))
+        corrected[i] = highest
+    return corrected
+
+
 # -- the middle of symmetric values ------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Middle:

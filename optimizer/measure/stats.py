@@ -101,10 +101,18 @@ def paired_drop(
     if metric.grouped(baseline_rows):
         return _jackknifed_drop(sign * (baseline_rows[:, 1] - candidate_rows[:, 1]), value, alpha)
 
+    return _bootstrapped_drop(resampled_drop(metric, baseline_rows, candidate_rows, seed), n, alpha)
+
+
+def resampled_drop(metric: Metric, baseline_rows: Array, candidate_rows: Array, seed: int) -> Resampled:
+    """Drops of bootstrap resamples of paired rows float64 [n, k]; worse is positive."""
+    sign = 1.0 if metric.higher_is_better else -1.0
+    value = sign * (metric.score(baseline_rows) - metric.score(candidate_rows))
+
     def drops(weights: Array) -> Array:
         return sign * (metric.weighted(baseline_rows, weights) - metric.weighted(candidate_rows, weights))
 
-    return _bootstrapped_drop(resample(drops, value, n, seed), n, alpha)
+    return resample(drops, value, len(baseline_rows), seed)
 
 
 def exact_drop(lost: int, won: int, n: int, alpha: float = 0.05) -> DropEstimate:
@@ -222,6 +230,33 @@ def detectable(n: int, p: float, alpha: float = 0.05, power: float = 0.8) -> flo
         return math.inf
     z = normal(1 - alpha) + normal(power)
     return min(1.0, max(z * math.sqrt(max(p, 0.0) / n), -math.log(alpha) / n))
+
+
+USUAL_SHARE = 0.02
+"""Share of samples whose outcome another rounding changes, before anything is known: 1 to 3 % are usual for int8."""
+
+
+def detectable_by(estimate: DropEstimate, power: float = 0.8) -> float | None:
+    """The smallest drop that as many samples of the kind of ``estimate`` show with this power; ``None`` without spread.
+
+    0/1 outcomes: :func:`detectable` with the share that was seen to differ. Otherwise z_alpha + z_power standard
+    errors, one being what lies between the value and its one-sided bound, over z_alpha.
+    """
+    if estimate.discordant is not None:
+        return detectable(estimate.n, sum(estimate.discordant) / estimate.n, estimate.alpha, power)
+    reach = estimate.upper_one_sided - estimate.value
+    if estimate.degenerate or not math.isfinite(reach):
+        return None
+    z = normal(1 - estimate.alpha)
+    return reach / z * (z + normal(power))
+
+
+def samples_for(margin: float, share: float = USUAL_SHARE, alpha: float = 0.05, power: float = 0.8) -> int | None:
+    """How many samples :func:`detectable` asks for to show a drop of ``margin``; ``None`` beyond ten million."""
+    if margin <= 0:
+        return None
+    wanted = max(share * ((normal(1 - alpha) + normal(power)) / margin) ** 2, -math.log(alpha) / margin)
+    return math.ceil(wanted - 1e-9) if wanted <= MOST_SAMPLES else None
 
 
 def corrected_alpha(alpha: float, looks: int) -> float:

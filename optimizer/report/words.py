@@ -93,6 +93,18 @@ def change(drop: Interval | None, quality: Quality | None, *, interval: bool = T
     return f"{text} [{span[0]}, {span[1]}]" if interval else text
 
 
+def amount(metric: str, drop: float) -> str:
+    """The size of a drop: ``1.2 points``, or the number in the metric's own unit."""
+    return f"{significant(100 * drop, 2)} points" if metric.partition(":")[0] in IN_POINTS else significant(drop, 2)
+
+
+def can_show(samples: int, metric: str, drop: float, share: float | None = None) -> str:
+    """What so many samples can show (80 % power at one-sided 95 %); ``share`` is what was assumed to come out
+    differently."""
+    assumed = f", if {share:.0%} of them come out differently" if share is not None else ""
+    return f"{samples:,} samples can show a drop of {amount(metric, drop)} or more{assumed}"
+
+
 def metric_value(quality: Quality | None) -> str:
     """``96.3 %`` for metrics read in percent, else the number."""
     if quality is None:

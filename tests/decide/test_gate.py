@@ -17,7 +17,7 @@ from optimizer.measure.duel import Reading
 from optimizer.measure.exact import drop_upper
 from optimizer.measure.scales import QualityReading
 from optimizer.measure.stats import DropEstimate, exact_drop
-from optimizer.records import Latency, Quality, Ruled, Ruling
+from optimizer.records import Latency, Quality, Ruled, Ruling, to_plain
 
 PASS, FAIL, UNDECIDED = Ruling.PASS, Ruling.FAIL, Ruling.UNDECIDED
 TOP1 = METRICS["top1"]
@@ -162,7 +162,21 @@ def test_a_ratio_is_told_with_what_would_decide_it() -> None:
     assert mirrored.measured is not None and mirrored.measured.low == pytest.approx(1 / 1.03)
     never = gate.latency_ratio(rules, Reading(UNDECIDED, 1.025, 0.0, math.inf, 20, 12.0, None))
     assert "lies on the margin" in never.need
-    assert gate.throughput_ratio(rules, Reading(UNDECIDED, 1.0, 0.0, math.inf, 2, 1.0, 1.0)).measured is not None
+
+
+def test_too_few_restarts_have_no_bound_instead_of_one_of_zero() -> None:
+    rules = policy(latency={"max_ratio": 1.025}, throughput={"min_ratio": 0.975})
+    none, upper = Reading(UNDECIDED, 1.01, 0.0, math.inf, 3, 1.0, 1.0), Reading(UNDECIDED, 1.01, 0.0, 1.05, 8, 1.0, 1.0)
+    for reading, told in (
+        (none, "1.010x over 3 restarts, too few for a bound (9 are needed)"),
+        (upper, "1.010x [at most 1.050] over 8 restarts, too few for the other bound (9 are needed)"),
+    ):
+        found = gate.latency_ratio(rules, reading)
+        assert found.found == told and found.measured is not None
+        assert to_plain(found.measured)["low"] is None
+    mirrored = gate.throughput_ratio(rules, upper)
+    assert mirrored.found.startswith("0.990x [at least 0.952] over 8") and to_plain(mirrored.measured)["high"] is None
+    assert to_plain(gate.throughput_ratio(rules, none).measured) == {"value": 1 / 1.01, "low": None, "high": None}
 
 
 def test_bounds_on_this_machine() -> None:
