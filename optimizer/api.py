@@ -14,8 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from optimizer import checking, examining, gating
 from optimizer.compile import compile_settings
+from optimizer.contests import Runner, ScenarioReport, export_job, import_results, open_runner, under_load
 from optimizer.data.metrics import Metric
 from optimizer.data.samples import Samples
 from optimizer.debugging import bisect, reduce
@@ -28,6 +31,7 @@ from optimizer.gating import Gated
 from optimizer.measure import bench
 from optimizer.measure.explain import Explanation
 from optimizer.measure.latency import Effort
+from optimizer.measure.paired import all_against_first
 from optimizer.measure.quality import Judge, quality_of
 from optimizer.package import artifact
 from optimizer.package import evidence as evidence_file
@@ -35,7 +39,7 @@ from optimizer.package.check import verify
 from optimizer.plan import DataRequest, Settings, SourceRequest, default_cache_dir
 from optimizer.preflight import plan
 from optimizer.progress import Silent, Watcher
-from optimizer.records import BenchmarkRow, Quality, Record
+from optimizer.records import BenchmarkRow, PairedQuality, Record
 from optimizer.report import html, markdown
 from optimizer.report.drift import DriftRecord
 from optimizer.report.inspection import Inspection, inspect_model
@@ -44,22 +48,19 @@ from optimizer.runtime import hardware, providers
 from optimizer.runtime.sessions import Site
 from optimizer.store.store import LIMIT_BYTES, Entry, Store
 from optimizer.workshop import (
-    choose_metric,
     choose_target,
-    made_up_samples,
     open_bench,
     open_model,
     open_site,
-    read_samples,
     scratch_folder,
 )
 from passes import catalogue
-from passes.kit.model import Model
 from passes.kit.recipe import RecipeError
 
 __all__ = [
     "BenchmarkReport",
     "ExportReport",
+    "ScenarioReport",
     "benchmark",
     "bisect",
     "cache_entries",
@@ -72,15 +73,20 @@ __all__ = [
     "evidence",
     "explain",
     "export",
+    "export_job",
     "gate",
     "gate_policy",
+    "import_results",
     "inspect",
     "passes_list",
     "plan",
     "reduce",
     "report",
+    "under_load",
     "verify",
 ]
+
+Array = np.ndarray[Any, Any]
 
 
 def compile(
@@ -122,11 +128,12 @@ def compile(
 
 @dataclass(frozen=True)
 class BenchmarkReport:
-    """Rows of a benchmark and where it was made."""
+    """Rows of a benchmark and where it was made; with data, each model's quality beside the first one's."""
 
     rows: tuple[BenchmarkRow, ...]
     environment: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
+    paired: tuple[PairedQuality, ...] = ()
 
 
 def benchmark(
@@ -141,6 +148,7 @@ def benchmark(
     profile: bool = False,
     price_per_hour: float | None = None,
     watts: float | None = None,
+    slice_by: str | None = None,
     settings: Settings | None = None,
     watch: Watcher | None = None,
 ) -> BenchmarkReport:
@@ -155,6 +163,7 @@ def benchmark(
         profile: Look into every model at every combination: time by operator and node.
         price_per_hour: What the machine costs, to tell the price of a million inferences.
         watts: What the machine draws, to estimate the energy of an inference where no counter tells it.
+        slice_by: An array of the data that says which slice a sample is in; by default each class is looked at.
         settings: Anything else (cache folder, seed, source options).
         watch: Told about progress.
 
@@ -171,31 +180,22 @@ def benchmark(
     usable = [s for s in sites if isinstance(s, Site)]
     if not usable:
         raise _site_fault(provider_names[0])
+    pairs: tuple[PairedQuality, ...] = ()
     with ExitStack() as stack:
-        runners = [_open(base, text, store, usable[0], watch, stack) for text in models]
+        runners = [open_runner(base, text, store, usable[0], watch, stack) for text in models]
         entrants = [bench.Entrant(r.name, store.put_model(r.model), r.size_bytes, r.samples) for r in runners]
         subjects = {r.name: examining.Subject(r.model, r.samples) for r in runners}
         rows = list(bench.measure(entrants, sites, batches, Effort(3, seconds), watch.note))
         if data is not None:
             watch.stage("measuring quality")
-            rows = list(bench.with_quality(rows, dict(_qualities(runners, entrants, usable, store))))
+            judged = dict(_judged(runners, entrants, usable, store))
+            rows = list(bench.with_quality(rows, {k: quality_of(m, found) for k, (m, _, found) in judged.items()}))
+            pairs = all_against_first(judged, runners[0].name, base.seed, slice_by)
         watch.stage("looking into the models")
         asked = examining.Asked(profile, price_per_hour, watts)
         rows = [examining.examined(row, subjects[row.model], asked, store, watch) for row in rows]
     notes = tuple(dict.fromkeys(w for r in runners for w in r.warnings))
-    return BenchmarkReport(tuple(rows), hardware.environment(), notes)
-
-
-@dataclass(frozen=True)
-class _Runner:
-    """A model that was opened for a benchmark."""
-
-    name: str
-    model: Model
-    size_bytes: int
-    samples: Samples
-    metric: Metric | None
-    warnings: tuple[str, ...]
+    return BenchmarkReport(tuple(rows), hardware.environment(), notes, pairs)
 
 
 def _site(name: str, threads: int) -> Site | tuple[str, int, str]:
@@ -215,31 +215,17 @@ def _site_fault(name: str) -> Fault:
     return usage("no provider was named")
 
 
-def _open(base: Settings, text: str, store: Store, site: Site, watch: Watcher, stack: ExitStack) -> _Runner:
-    watch.stage(f"opening {text}")
-    settings = base.but(source=replace(base.source, model=text))
-    scratch = stack.enter_context(scratch_folder(store))
-    source = open_model(settings, hardware.loosest_target(), store, site, scratch)
-    if base.data.data is None:
-        samples, metric = made_up_samples(source.model, base.seed, store, site), None
-    else:
-        samples = read_samples(base.data.data, settings, source, store, stack)
-        metric = choose_metric(settings, source.model, samples, stack)
-    return _Runner(text, source.model, source.size_bytes, samples, metric, (*source.warnings, *samples.warnings))
-
-
-def _qualities(
-    runners: Sequence[_Runner], entrants: Sequence[bench.Entrant], sites: Sequence[Site], store: Store
-) -> Iterator[tuple[tuple[str, str], Quality]]:
-    """Quality of each model on each provider, by names. Metrics that compare take the first model as reference."""
+def _judged(
+    runners: Sequence[Runner], entrants: Sequence[bench.Entrant], sites: Sequence[Site], store: Store
+) -> Iterator[tuple[tuple[str, str], tuple[Metric, Samples, Array]]]:
+    """What each sample contributes for each model on each provider, by names. Metrics that compare take the first
+    model as reference."""
     for runner, entrant in zip(runners, entrants, strict=True):
         for site in {s.provider: s for s in sites}.values():
             if runner.metric is not None:
                 judge = Judge(runner.metric, runner.samples, site, store, entrants[0].path)
-                yield (
-                    (runner.name, site.provider),
-                    quality_of(runner.metric, judge.rows(entrant.path, runner.model.digest())),
-                )
+                rows = judge.rows(entrant.path, runner.model.digest())
+                yield (runner.name, site.provider), (runner.metric, runner.samples, rows)
 
 
 def inspect(

@@ -9,6 +9,10 @@ import click
 
 from optimizer.cli.boundary import emit
 from optimizer.cli.common import OUTPUT, Provider, api, option, show, source_options, source_request, verb
+from optimizer.cli.jobs import NAMES as JOB_NAMES
+from optimizer.cli.jobs import job_options, read_results, write_job
+from optimizer.cli.loads import NAMES as LOAD_NAMES
+from optimizer.cli.loads import load_options, run_loads, show_loads
 from optimizer.faults import Exit
 
 WHAT = "What to measure"
@@ -17,7 +21,7 @@ POSITIVE = click.IntRange(min=1)
 
 
 @verb("benchmark", short_help="Time models side by side.")
-@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.argument("models", nargs=-1, metavar="MODEL...")
 @option(
     "--provider",
     "provider_names",
@@ -55,12 +59,18 @@ POSITIVE = click.IntRange(min=1)
 )
 @option("--metric", section=WHAT, metavar="NAME", help="Metric, or module:function.")
 @option(
+    "--slice-by",
+    section=WHAT,
+    metavar="ARRAY",
+    help="Array of the data that names each sample's slice, to look for the worst; default: the classes.",
+)
+@option(
     "--seconds",
     section=WHAT,
     type=click.FloatRange(min=0, min_open=True),
     default=3.0,
     show_default=True,
-    help="Seconds of timed runs for each model and setting.",
+    help="Seconds of timed runs for each model and setting; 30 for each --scenario unless given.",
 )
 @option("--profile", section=BESIDE, is_flag=True, help="Show where the time goes, by operator and node.")
 @option(
@@ -77,6 +87,8 @@ POSITIVE = click.IntRange(min=1)
     metavar="W",
     help="What the machine draws, to estimate energy where no counter tells it.",
 )
+@load_options
+@job_options
 @source_options
 @option("-v", "--verbose", section=OUTPUT, is_flag=True, help="Say more.")
 @option("-q", "--quiet", section=OUTPUT, is_flag=True, help="Say nothing but warnings.")
@@ -94,6 +106,7 @@ def command(
     threads: tuple[int, ...],
     data: str | None,
     metric: str | None,
+    slice_by: str | None,
     seconds: float,
     profile: bool,
     price_per_hour: float | None,
@@ -111,7 +124,21 @@ def command(
     from optimizer.cli.watching import watching
     from optimizer.plan import Settings
 
-    settings = Settings(source_request(models[0], given))
+    loads, jobs = ({name: given.pop(name) for name in names} for names in (LOAD_NAMES, JOB_NAMES))
+    asked = {"provider_names": provider_names, "batches": batches, "threads": threads, "data": data,
+             "metric": metric, "seconds": seconds, "as_json": as_json}  # fmt: skip
+    if jobs["import_result"]:
+        read_results(models, jobs | loads | asked)
+        return
+    settings = Settings(source_request(next(iter(models), None), given))
+    with watching(verbose=verbose, quiet=quiet, log_file=log_file) as watch:
+        if jobs["export_job"] or jobs["job"]:
+            write_job(models, jobs | loads | asked, settings, watch)
+            return
+        loaded = run_loads(models, loads | asked, settings, watch)
+    if loaded is not None:
+        show_loads(loaded, as_json=as_json)
+        return
     with watching(verbose=verbose, quiet=quiet, log_file=log_file) as watch:
         report = api().benchmark(
             list(models),
@@ -124,6 +151,7 @@ def command(
             profile=profile,
             price_per_hour=price_per_hour,
             watts=watts,
+            slice_by=slice_by,
             settings=settings,
             watch=watch,
         )
@@ -133,10 +161,13 @@ def command(
         emit(dump(report, "lathe.benchmark/1"))
     else:
         from optimizer.report.costs import beside
+        from optimizer.report.paired import paired
         from optimizer.report.tables import benchmark
 
         show(benchmark(report.rows))
         show(beside(report.rows, profiled=profile))
+        if report.paired:
+            show(paired(report.paired))
         for warning in report.warnings:
             click.echo(f"warning: {warning}", err=True)
     if not any(row.latency for row in report.rows):

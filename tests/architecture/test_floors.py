@@ -35,6 +35,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "optimizer.ship",
         "optimizer.climb",
         "optimizer.gating",
+        "optimizer.contests",
         "optimizer.checking",
         "optimizer.examining",
         "optimizer.doctoring",

@@ -28,7 +28,7 @@ def test_benchmark(lathe: Lathe, api: SimpleNamespace) -> None:
 
     def benchmark(models: list[str], **given: Any) -> Any:
         calls.append((models, given))
-        return SimpleNamespace(rows=(ROW,), warnings=("random inputs",), as_json=lambda: {"rows": [ROW]})
+        return SimpleNamespace(rows=(ROW,), warnings=("random inputs",), paired=(), as_json=lambda: {"rows": [ROW]})
 
     api.benchmark = benchmark
     flags = "--provider cpu --batch 1 --batch 8 --threads 2 --shape x:1,3"
@@ -37,11 +37,14 @@ def test_benchmark(lathe: Lathe, api: SimpleNamespace) -> None:
     models, given = calls[0]
     del given["watch"]
     assert [given.pop(n) for n in ("profile", "price_per_hour", "watts")] == [False, None, None]
+    assert given.pop("slice_by") is None
     assert given.pop("settings").source.shapes == ("x:1,3",), "a PyTorch module may need them"
     wanted = {"provider_names": ("cpu",), "batches": (1, 8), "threads": (2,), "data": None, "metric": None}
     assert models == ["a.onnx", "b"] and given == {**wanted, "seconds": 3.0}
     assert one_object(lathe("benchmark", "a.onnx", "--json").stdout)["rows"][0]["latency"]["p50"] == 1.2
-    api.benchmark = lambda *_, **__: SimpleNamespace(rows=(replace(ROW, latency=None, reason="no cuda"),), warnings=())
+    api.benchmark = lambda *_, **__: SimpleNamespace(
+        rows=(replace(ROW, latency=None, reason="no cuda"),), warnings=(), paired=()
+    )
     assert lathe("benchmark", "a.onnx").exit_code == 4
 
 
