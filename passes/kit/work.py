@@ -16,8 +16,10 @@ import onnx_ir as ir
 from passes.kit.model import Model
 from passes.kit.shapes import Shapes
 
-_CONV_WEIGHT = {"Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
-_MATMUL_RIGHT = {
+CONV_WEIGHT = {"Conv": 1, "FusedConv": 1, "NhwcFusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
+"""Operators that convolve, and which of their inputs holds the weights."""
+
+MATMUL_RIGHT = {
     "MatMul": 1,
     "Gemm": 1,
     "FusedMatMul": 1,
@@ -28,6 +30,8 @@ _MATMUL_RIGHT = {
     "QLinearMatMul": 3,
     "QGemm": 3,
 }
+"""Operators that multiply matrices, and which of their inputs holds the right one."""
+
 _UNCOUNTED = frozenset(
     ("Attention", "Einsum", "GRU", "GroupQueryAttention", "LSTM", "MultiHeadAttention", "QAttention", "RNN")
 )
@@ -184,23 +188,23 @@ class _Sizes:
 
 def _does_work(node: ir.Node) -> bool:
     op = node.op_type
-    return op in _CONV_WEIGHT or op in _MATMUL_RIGHT or op in _UNCOUNTED or op in ("ConvTranspose", "MatMulNBits")
+    return op in CONV_WEIGHT or op in MATMUL_RIGHT or op in _UNCOUNTED or op in ("ConvTranspose", "MatMulNBits")
 
 
 def _work_of(node: ir.Node, shapes: _Sizes) -> int | None:
     op = node.op_type
     left = shapes.static(_input(node, 0))
     out = shapes.static(node.outputs[0])
-    if op in _CONV_WEIGHT:
-        weight = shapes.static(_input(node, _CONV_WEIGHT[op]))
+    if op in CONV_WEIGHT:
+        weight = shapes.static(_input(node, CONV_WEIGHT[op]))
         return None if weight is None or out is None else math.prod(out) * math.prod(weight[1:])
     if op == "ConvTranspose":
         weight = shapes.static(_input(node, 1))
         return None if weight is None or left is None else math.prod(left) * math.prod(weight[1:])
     if op == "MatMulNBits":
         return None if left is None else math.prod(left) * node.attributes["N"].as_int()
-    if op in _MATMUL_RIGHT:
-        return _product(node, left, shapes.static(_input(node, _MATMUL_RIGHT[op])), out)
+    if op in MATMUL_RIGHT:
+        return _product(node, left, shapes.static(_input(node, MATMUL_RIGHT[op])), out)
     return None
 
 
