@@ -18,6 +18,7 @@ from optimizer.progress import Silent
 from optimizer.records import to_plain
 from optimizer.report.words import can_show
 from optimizer.runtime import hardware, sessions
+from optimizer.runtime.providers import named
 from optimizer.verify.apply import WORKING_COPIES
 from optimizer.workshop import Bench, open_bench
 from passes.kit.recipe import Recipe
@@ -156,8 +157,15 @@ def planned(bench: Bench) -> list[ladder.Rung]:
         return [ladder.lossless()]
     model, target = bench.source.model, bench.target
     layers = quantizable(model, target) if bench.calibrated else ()
-    facts = ladder.Facts(settings.level, bench.calibrated, layers, quantizable_at_run_time(model, target))
+    dynamic = quantizable_at_run_time(model, target)
+    facts = ladder.Facts(settings.level, bench.calibrated, layers, dynamic, computes_in_float16(bench))
     return [ladder.lossless(), *ladder.bold(facts)]
+
+
+def computes_in_float16(bench: Bench) -> bool:
+    """Whether float16 is the fastest floating type of the target, and the provider at hand is the target's: a CPU says
+    nothing about its speed, and computes it in float32."""
+    return bench.target.float_types[0] == "float16" and named(bench.site.provider) == bench.target.provider
 
 
 def one_run(bench: Bench) -> float:

@@ -32,6 +32,7 @@ _BUILT_IN: dict[str, str] = {
     "quantize-static": "passes.quantize.quantize_static:QuantizeStatic",
     "quantize-static16": "passes.quantize.quantize_static16:QuantizeStatic16",
     "quantize-fp8": "passes.quantize.quantize_fp8:QuantizeFp8",
+    "convert-float16": "passes.quantize.convert_float16:ConvertFloat16",
     "quantize-weights": "passes.quantize.quantize_weights:QuantizeWeights",
     "prune-channels": "passes.prune.prune_channels:PruneChannels",
     "prune-heads": "passes.prune.prune_heads:PruneHeads",

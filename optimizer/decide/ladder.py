@@ -56,12 +56,14 @@ class Rung:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the ladder depends on: the names of the nodes that could be quantized, statically and dynamically."""
+    """What the ladder depends on: the names of the nodes that could be quantized, statically and dynamically, and
+    whether float16 is the fastest floating type of the target."""
 
     level: int
     calibrated: bool
     layers: tuple[str, ...]
     dynamic_layers: tuple[str, ...]
+    half: bool = False
 
 
 def lossless() -> Rung:
@@ -70,8 +72,9 @@ def lossless() -> Rung:
 
 
 def bold(facts: Facts) -> list[Rung]:
-    """The first lossy rungs: everything quantized, statically and dynamically."""
-    rungs = []
+    """The first lossy rungs: everything in float16 where the target has kernels for it, everything quantized,
+    statically and dynamically."""
+    rungs = [Rung("float16", LOSSLESS + Recipe((Part("convert-float16"),)))] if facts.half else []
     if facts.calibrated and facts.layers:
         rungs.append(_static(STATIC))
     if facts.dynamic_layers:

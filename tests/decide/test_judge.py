@@ -142,6 +142,8 @@ def test_without_calibration_or_layers_there_is_no_static_rung() -> None:
     assert [r.label for r in ladder.bold(Facts(2, True, LAYERS, LAYERS))] == ["int8 static", "int8 dynamic"]
     assert [r.label for r in ladder.bold(Facts(2, False, LAYERS, LAYERS))] == ["int8 dynamic"]
     assert ladder.bold(Facts(2, True, (), ())) == []
+    (half,) = ladder.bold(Facts(2, True, (), (), half=True))
+    assert half.label == "float16" and half.recipe.text().endswith("tidy, convert-float16")
 
 
 def timed(speedup: float, ms: float) -> Step:
