@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from optimizer import __version__
@@ -14,11 +15,11 @@ from optimizer.plan import default_cache_dir
 from optimizer.progress import Silent, Watcher
 from optimizer.records import Ceilings
 from optimizer.report.nouns import Doctor, Problem
-from optimizer.runtime import hardware, providers
+from optimizer.runtime import hardware, providers, sessions
 from optimizer.store.store import Store
 from optimizer.workshop import open_site
 
-EXTRAS = {"onnxruntime": "cpu", "torch": "torch", "matplotlib": "report"}
+EXTRAS = {"onnxruntime": "cpu", "torch": "torch", "matplotlib": "report", "openvino": "openvino-runtime"}
 
 
 def doctor(*, measure: bool = False, cache_dir: Path | None = None, watch: Watcher | None = None) -> Doctor:
@@ -31,7 +32,7 @@ def doctor(*, measure: bool = False, cache_dir: Path | None = None, watch: Watch
     problems: list[Problem] = []
     here: tuple[str, ...] = ()
     try:
-        here = providers.available()
+        here = providers.everywhere()
     except Fault as fault:
         problems.append(Problem(fault.message, fault.hint))
     target = None
@@ -63,9 +64,19 @@ def doctor(*, measure: bool = False, cache_dir: Path | None = None, watch: Watch
         hardware.environment()["packages"],
         here,
         tuple(problems),
-        missing,
+        (*missing, *_idle_providers(here)),
         _ceilings(measure, cache_dir, watch or Silent()) if here else None,
     )
+
+
+def _idle_providers(here: Sequence[str]) -> Iterator[str]:
+    """Providers that are installed but do not start, and a GPU that nothing here can use, with the way out."""
+    cuda = providers.full_name("cuda")
+    if hardware.nvidia_driver() and here and cuda not in here:
+        yield f"an NVIDIA GPU: {providers.INSTALLS[cuda]}"
+    for name in here:
+        if name not in providers.REMOTE and (reason := sessions.does_not_start(name)):
+            yield f"{name} is installed but does not start: {reason}"
 
 
 def _ceilings(measure: bool, cache_dir: Path | None, watch: Watcher) -> Ceilings | None:

@@ -34,7 +34,7 @@ from optimizer.plan import DataRequest, Settings
 from optimizer.progress import Watcher
 from optimizer.records import GateRecord, Quality, Ruled, Ruling, to_plain
 from optimizer.report.words import amount, can_show
-from optimizer.runtime import hardware, sessions
+from optimizer.runtime import hardware, providers, sessions
 from optimizer.runtime.sessions import Site
 from optimizer.source.open import Source
 from optimizer.store.store import Store
@@ -354,7 +354,7 @@ def _coverage(gate: _Gate, samples: Samples) -> None:
     with sessions.worker() as worker:
         told = worker.call(WHO_RAN, path=str(gate.candidate.path), feeds=feed, **gate.site.plain())
     ran = {provider: [Node(name, op) for name, op in nodes] for provider, nodes in told.items()}
-    gate.ruled.append(rulings.coverage(gate.policy, gate.site.provider, ran))
+    gate.ruled.append(rulings.coverage(gate.policy, providers.named(gate.site.provider), ran))
 
 
 def _timed(gate: _Gate, samples: Samples) -> None:
@@ -431,7 +431,7 @@ def suggestion(settings: Settings, watch: Watcher) -> dict[str, Any]:
         facts, manifest = gate.candidate.facts, manifest_of(settings.source.model)
     runs, drops = manifest.get("runs_at"), [t for t in manifest.get("budget") or () if ".drop<=" in str(t)]
     values: dict[str, Any] = {
-        "run.provider": manifest.get("provider", settings.provider),
+        "run.provider": str(manifest.get("provider", settings.provider)).partition(":")[0],
         "run.threads": runs.get("threads", 1) if isinstance(runs, dict) else 1,
         "run.batch": runs.get("batch", 1) if isinstance(runs, dict) else 1,
         "artifact.verify": bool(manifest),

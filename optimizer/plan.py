@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,8 +27,46 @@ PROVIDERS: Mapping[str, str] = {
     "qnn": "QNNExecutionProvider",
     "xnnpack": "XnnpackExecutionProvider",
     "webgpu": "WebGpuExecutionProvider",
+    "migraphx": "MIGraphXExecutionProvider",
+    "openvino-runtime": "OpenVINORuntime",
 }
-"""Short names of execution providers; the full names work everywhere too."""
+"""Short names of providers; the full names work everywhere too. All are onnxruntime's but the last, which is the
+``openvino`` package as a runtime of its own; ``openvino`` stands for whichever of the two is here."""
+
+OPENVINO_RUNTIME = PROVIDERS["openvino-runtime"]
+
+_NEXT_OPTION = re.compile(r",(?=\s*[A-Za-z_]\w*\s*=)")
+
+
+@dataclass(frozen=True)
+class ProviderText:
+    """A provider as it is written: ``cuda``, or with options of its own ``cuda:device_id=1,enable_cuda_graph=1``.
+
+    A comma starts a new option only where a key and ``=`` follow, since values may hold commas and colons.
+    """
+
+    name: str
+    options: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> ProviderText:
+        """Raises ``ValueError`` that says what is wrong with the options."""
+        name, colon, rest = text.strip().partition(":")
+        options: dict[str, str] = {}
+        for part in _NEXT_OPTION.split(rest) if colon else ():
+            key, equals, value = (p.strip() for p in part.partition("="))
+            if not (re.fullmatch(r"[A-Za-z_]\w*", key) and equals and value):
+                raise ValueError(f"cannot read '{part.strip()}' in '{text}': write NAME:key=value,key=value")
+            if key in options:
+                raise ValueError(f"'{key}' stands twice in '{text}'")
+            options[key] = value
+        return cls(name.strip(), tuple(options.items()))
+
+    @property
+    def text(self) -> str:
+        """As it is written, so that it can be parsed again."""
+        told = ",".join(f"{key}={value}" for key, value in self.options)
+        return f"{self.name}:{told}" if told else self.name
 
 
 @dataclass(frozen=True)

@@ -176,17 +176,25 @@ def _of_metric(metric: Metric | None) -> tuple[str, ...]:
 # -- the site ----------------------------------------------------------------------------------------------------------
 def open_site(provider: str, threads: int, custom_ops: Sequence[Path] = ()) -> Site:
     """Where models will run. Raises a Fault when the provider is not here, or a library of custom operators is not."""
-    full = providers.require(provider)
+    return _site(providers.require(provider), threads, custom_ops)
+
+
+def choose_site(provider: str, threads: int) -> Site:
+    """Where models can be run and timed, by any engine. Raises a Fault when the provider is not here."""
+    return _site(providers.choose(provider), threads)
+
+
+def _site(full: str, threads: int, custom_ops: Sequence[Path] = ()) -> Site:
     for path in custom_ops:
         if not path.is_file():
             raise bad_input("there is no such library of custom operators", where=str(path), code="missing")
-    return Site(full, threads, str(providers.runtime().__version__), tuple(str(p.resolve()) for p in custom_ops))
+    return Site(full, threads, providers.version_of(full), tuple(str(p.resolve()) for p in custom_ops))
 
 
 def choose_target(settings: Settings) -> Target:
     """The named target, else the one that fits this machine, with the ceilings of ``--runtime``."""
     named = settings.target
-    fitting = hardware.load_target(named) if named else hardware.detect_target(providers.full_name(settings.provider))
+    fitting = hardware.load_target(named) if named else hardware.detect_target(providers.named(settings.provider))
     return hardware.with_runtime(fitting, settings.runtime)
 
 

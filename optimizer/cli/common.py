@@ -12,7 +12,7 @@ import click
 
 from optimizer.cli import boundary, config
 from optimizer.faults import usage
-from optimizer.plan import PROVIDERS, Caps
+from optimizer.plan import PROVIDERS, Caps, ProviderText
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -84,14 +84,18 @@ class Word(click.ParamType[str]):
 
 
 class Provider(click.ParamType[str]):
-    """An execution provider by its short or full name. Returns the name as given."""
+    """A provider by its short or full name, with options of its own where some follow. Returns the text as given."""
 
     name = "provider"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if str(value).lower() not in PROVIDERS and value not in PROVIDERS.values():
+        try:
+            name = ProviderText.parse(str(value)).name
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if name.lower() not in PROVIDERS and not name.endswith("ExecutionProvider") and name not in PROVIDERS.values():
             known = (*PROVIDERS, *PROVIDERS.values())
-            self.fail(f"{boundary.unknown('provider', str(value), known)}; known: {', '.join(PROVIDERS)}", param, ctx)
+            self.fail(f"{boundary.unknown('provider', name, known)}; known: {', '.join(PROVIDERS)}", param, ctx)
         return str(value)
 
 

@@ -18,7 +18,7 @@ from optimizer.package.manifest import SCHEMA, SCHEMA_FAMILY
 from optimizer.plan import Caps
 from optimizer.runtime import sessions
 from optimizer.runtime.hardware import host
-from optimizer.runtime.providers import full_name
+from optimizer.runtime.providers import named
 from optimizer.runtime.sessions import Site
 from optimizer.source.onnx_file import look, probe
 from optimizer.workers.pool import CallFailed, Worker, WorkerDied
@@ -91,7 +91,7 @@ def replay_in_worker(
     """Run a model in a fresh worker process: the one place that names the operation."""
     with Worker.ours() as worker:
         sessions.prepare(worker, _site(provider, threads, custom_ops))
-        arguments = {"path": str(path), "feeds": [dict(f) for f in feeds], "provider": full_name(provider)}
+        arguments = {"path": str(path), "feeds": [dict(f) for f in feeds], "provider": named(provider)}
         answer: list[dict[str, Any]] = worker.call(RUN_MODEL, timeout=REPLAY_SECONDS, threads=threads, **arguments)
         return answer
 
@@ -105,7 +105,7 @@ def time_in_worker(path: Path, feeds: Feeds, provider: str, threads: int, custom
 
 
 def _site(provider: str, threads: int, custom_ops: Sequence[Path]) -> Site:
-    return Site(full_name(provider), threads, "", tuple(str(path.resolve()) for path in custom_ops))
+    return Site(named(provider), threads, "", tuple(str(path.resolve()) for path in custom_ops))
 
 
 # -- manifest ----------------------------------------------------------------------------------------------------------

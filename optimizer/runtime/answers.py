@@ -134,7 +134,7 @@ class World:
         with sessions.worker() as worker:
             sessions.begin_timing(worker, self.memory.put_model(model), feed, self.site)
             blocks = [sessions.ask(worker, JOBS + "time_block", runs=10, clock=self.site.clock) for _ in range(BLOCKS)]
-        return min(float(np.median(taken)) for taken in blocks)
+        return min(float(np.median(block["taken"])) for block in blocks)
 
 
 def exposing(model: Model, names: Sequence[str]) -> tuple[Model, dict[str, str]]:

@@ -167,12 +167,22 @@ def _idle_ticks() -> dict[int, int]:
     return {int(row[0][3:]): int(row[4]) + int(row[5]) for row in rows}
 
 
+PACKAGES = (
+    "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "openvino", "onnxsim", "onnxscript",
+    "torch", "numpy",
+)  # fmt: skip
+
+
 def environment() -> dict[str, Any]:
-    """Machine and package versions, for the evidence."""
+    """Machine and package versions, and how busy the machine is, for the evidence.
+
+    ``governor`` is how the kernel chooses the clock rate, ``load`` the number of runnable processes over the last
+    minute; ``None`` where the system does not say.
+    """
     import importlib.metadata
 
     versions = {}
-    for package in ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxsim", "onnxscript", "torch", "numpy"):
+    for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -183,9 +193,23 @@ def environment() -> dict[str, Any]:
         "cores": machine.cores,
         "memory_bytes": machine.memory_bytes,
         "system": machine.system,
+        "governor": _governor(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "packages": versions,
     }
+
+
+def _governor() -> str | None:
+    try:
+        return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
+    except OSError:
+        return None
+
+
+def nvidia_driver() -> bool:
+    """Whether the driver of an NVIDIA GPU is loaded here."""
+    return Path("/proc/driver/nvidia/version").exists()
 
 
 def available_memory() -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from optimizer.runtime.engines.onnxruntime_ import profile
 from optimizer.runtime.jobs import run_model, run_once
 from optimizer.runtime.providers import open_session
 
@@ -135,16 +136,10 @@ def _own_times(events: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], f
 
 def who_ran(path: str, feeds: Feeds, provider: str, threads: int) -> dict[str, list[list[str]]]:
     """Which provider ran each node of the runtime's graph in one run: [name, op] by provider, from the profile."""
-    with tempfile.TemporaryDirectory(prefix="lathe-") as folder:
-        session = open_session(path, provider, threads, profile=str(Path(folder) / "profile"))
-        run_once(session, feeds)
-        events = json.loads(Path(session.end_profiling()).read_text())
     found: dict[str, dict[str, str]] = defaultdict(dict)
-    for event in events:
-        name = str(event.get("name", ""))
-        if _is_kernel(event):
-            told = event["args"]
-            found[told.get("provider", "?")][name.removesuffix(_KERNEL)] = told.get("op_name", "?")
+    for event in profile(path, feeds, provider, threads):
+        told = event["args"]
+        found[told.get("provider", "?")][str(event["name"]).removesuffix(_KERNEL)] = told.get("op_name", "?")
     return {provider: [[name, op] for name, op in nodes.items()] for provider, nodes in found.items()}
 
 

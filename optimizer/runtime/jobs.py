@@ -5,35 +5,42 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from optimizer.faults import bad_input
 from optimizer.runtime import providers, values
-from optimizer.runtime.providers import open_session, plain_words, runtime
+from optimizer.runtime.engines import Program, engine_for
+from optimizer.runtime.engines.onnxruntime_ import in_plain_words
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Any]
 
 WARM_UP_RUNS = 3
-MAX_KEPT_SESSIONS = 4
+MOST_WARM_UP_RUNS = 2000
+WINDOW_RUNS = 5
+STABLE = 0.02
+"""A model has warmed up when the medians of two windows of runs, one after the other, differ by no more than this."""
 
-_SESSIONS: dict[tuple[Any, ...], Any] = {}
+MAX_KEPT_PROGRAMS = 4
+
+_PROGRAMS: dict[tuple[Any, ...], Any] = {}
+_TIMED: list[Callable[[], Any]] = []
 
 
-def _session(path: str, provider: str, threads: int, optimize: bool) -> Any:
+def _program(path: str, provider: str, threads: int, optimize: bool) -> Program:
     key = (path, provider, threads, optimize)
-    if key not in _SESSIONS:
-        while len(_SESSIONS) >= MAX_KEPT_SESSIONS:
-            _SESSIONS.pop(next(iter(_SESSIONS)))
-        _SESSIONS[key] = open_session(path, provider, threads, optimize=optimize)
-    return _SESSIONS[key]
+    if key not in _PROGRAMS:
+        while len(_PROGRAMS) >= MAX_KEPT_PROGRAMS:
+            _PROGRAMS.pop(next(iter(_PROGRAMS)))
+        _PROGRAMS[key] = engine_for(provider).open(path, threads, optimize=optimize)
+    found: Program = _PROGRAMS[key]
+    return found
 
 
 def use_custom_ops(paths: list[str]) -> None:
@@ -44,20 +51,29 @@ def use_custom_ops(paths: list[str]) -> None:
 def run_model(
     path: str, feeds: list[Feeds], provider: str, threads: int = 1, optimize: bool = True
 ) -> list[dict[str, Any]]:
-    """Outputs by name for each feed dict. The session stays open for the next call."""
-    session = _session(path, provider, threads, optimize)
-    names = [o.name for o in session.get_outputs()]
-    return [dict(zip(names, run_once(session, feed), strict=True)) for feed in feeds]
+    """Outputs by name for each feed dict. The model stays loaded for the next call."""
+    program = _program(path, provider, threads, optimize)
+    return [program.run(feed) for feed in feeds]
 
 
-def describe(path: str, provider: str, threads: int = 1) -> dict[str, Any]:
-    """Load the model and say what the runtime sees: inputs, outputs, milliseconds to load."""
-    start = time.perf_counter()
-    session = open_session(path, provider, threads)
-    took = (time.perf_counter() - start) * 1e3
-    ports = {"inputs": session.get_inputs(), "outputs": session.get_outputs()}
-    plain = {key: [[p.name, p.type, [str(d) for d in p.shape]] for p in found] for key, found in ports.items()}
-    return {**plain, "load_ms": took, "providers": session.get_providers()}
+def coverage(path: str, feeds: Feeds, provider: str, threads: int) -> list[dict[str, Any]]:
+    """Who ran what in one run; see :meth:`optimizer.runtime.engines.Engine.coverage`."""
+    engine = engine_for(provider)
+    engine.load()
+    return [dict(share) for share in engine.coverage(path, feeds, threads)]
+
+
+def start(provider: str, threads: int) -> None:
+    """Open a model of one node. Raises a Fault when the provider cannot."""
+    import onnx
+
+    text = '<ir_version: 8, opset_import: ["": 17]> g (float[1] x) => (float[1] y) { y = Relu(x) }'
+    with tempfile.TemporaryDirectory(prefix="lathe-") as folder:
+        path = Path(folder) / "smallest.onnx"
+        onnx.save(onnx.parser.parse_model(text), path)
+        engine = engine_for(provider)
+        engine.load()
+        engine.open(str(path), threads)
 
 
 def check(path: str) -> str:
@@ -109,50 +125,82 @@ def _fits(declared: Any, inferred: Any) -> bool:
 
 
 def begin_timing(
-    path: str, feeds: Feeds, provider: str, threads: int, warm_up_ms: float, core: int | None = None
+    path: str,
+    feeds: Feeds,
+    provider: str,
+    threads: int,
+    warm_up_ms: float,
+    core: int | None = None,
+    patience: float = 1.0,
 ) -> dict[str, Any]:
     """Load one model for timing and warm it up. Returns load time, first-run time and the pace per run (ms).
 
     ``core`` is the only one that this process may use from now on, so that models which take turns share it.
+    The warm-up takes ``warm_up_ms``, and up to ``patience`` times that while runs still become faster or slower.
     """
     if core is not None:
         os.sched_setaffinity(0, {core})
+    engine = engine_for(provider)
+    engine.load()
     before = _resident()
     start = time.perf_counter()
-    session = open_session(path, provider, threads)
+    program = engine.open(path, threads)
     load_ms = (time.perf_counter() - start) * 1e3
-    bound = _bind(session, feeds, provider)
     start = time.perf_counter()
-    with _in_plain_words():
+    bound = program.bind(feeds)
+    with in_plain_words():
         bound()
     first_ms = (time.perf_counter() - start) * 1e3
-    spent, runs, pace = 0.0, 0, first_ms
-    while runs < WARM_UP_RUNS or (spent < warm_up_ms and runs < 2000):
-        start = time.perf_counter()
-        bound()
-        took = (time.perf_counter() - start) * 1e3
-        pace = took if not runs else min(pace, took)
-        spent, runs = spent + took, runs + 1
-    _SESSIONS["timing",] = bound
+    pace, runs, stable = _warm_up(bound, warm_up_ms, patience)
+    _TIMED[:] = [bound]
     gc.collect()
     gc.disable()
-    return {"load_ms": load_ms, "first_ms": first_ms, "pace_ms": pace, "memory_bytes": max(0, _peak() - before)}
+    facts = {"load_ms": load_ms, "first_ms": first_ms, "pace_ms": pace, "warm_up_runs": runs, "stable": stable}
+    return {**facts, "memory_bytes": max(0, _peak() - before)}
 
 
-def time_block(runs: int, clock: str) -> Array:
-    """Milliseconds of each of ``runs`` runs of the model opened by :func:`begin_timing`, float64 [runs].
+def _warm_up(bound: Callable[[], Any], least_ms: float, patience: float) -> tuple[float, int, bool]:
+    """Run until the time is up and runs take equally long. Returns the best time of a run (ms), the number of runs, and
+    whether they had become stable."""
+    taken: list[float] = []
+    spent, stable = 0.0, False
+    while len(taken) < WARM_UP_RUNS or spent < least_ms or not (stable or spent >= least_ms * patience):
+        start = time.perf_counter()
+        bound()
+        taken.append((time.perf_counter() - start) * 1e3)
+        spent += taken[-1]
+        stable = _is_stable(taken)
+        if len(taken) >= MOST_WARM_UP_RUNS:
+            break
+    return min(taken), len(taken), stable
+
+
+def _is_stable(taken: list[float]) -> bool:
+    if len(taken) < 2 * WINDOW_RUNS:
+        return False
+    window = max(WINDOW_RUNS, len(taken) // 4)
+    before, now = np.median(taken[-2 * window : -window]), np.median(taken[-window:])
+    return bool(abs(now - before) <= STABLE * before)
+
+
+def time_block(runs: int, clock: str) -> dict[str, Any]:
+    """``taken``: milliseconds of each of ``runs`` runs of the model opened by :func:`begin_timing`, float64 [runs];
+    ``other``: the mean by the other clock, which is read before and after the block only.
 
     One more run goes before them untimed, because another process had the caches in between.
     """
-    bound = _SESSIONS["timing",]
-    tick = time.process_time_ns if clock == "cpu" else time.perf_counter_ns
+    bound = _TIMED[0]
+    tick, other = time.process_time_ns, time.perf_counter_ns
+    if clock != "cpu":
+        tick, other = other, tick
     bound()
     taken = np.empty(runs)
+    began = other()
     for i in range(runs):
         start = tick()
         bound()
         taken[i] = (tick() - start) / 1e6
-    return taken
+    return {"taken": taken, "other": (other() - began) / 1e6 / runs}
 
 
 def memory_peak() -> int:
@@ -230,37 +278,8 @@ class _Isolated:
 def run_once(session: Any, feeds: Feeds, names: list[str] | None = None) -> list[Any]:
     """The named outputs (none: all) of one run; feeds that the model does not take are left out."""
     wanted = {i.name for i in session.get_inputs()}
-    with _in_plain_words():
+    with in_plain_words():
         return values.run(session, {k: v for k, v in feeds.items() if k in wanted}, names)
-
-
-@contextmanager
-def _in_plain_words() -> Iterator[None]:
-    """Turn whatever onnxruntime raises while it runs a model into a Fault."""
-    try:
-        yield
-    except Exception as error:
-        text = f"onnxruntime failed while running the model: {plain_words(error)}"
-        raise bad_input(text, code="runtime-failed") from error
-
-
-def _bind(session: Any, feeds: Feeds, provider: str) -> Any:
-    """A call that runs the model once. On devices inputs and outputs are bound there, and the call waits for it."""
-    if provider == "CPUExecutionProvider":
-        return values.bind(session, feeds)
-    binding = session.io_binding()
-    kind = "cuda" if provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider") else "cpu"
-    ort = runtime()
-    for name, array in feeds.items():
-        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(np.asarray(array), kind, 0))
-    for output in session.get_outputs():
-        binding.bind_output(output.name, kind)
-
-    def run() -> None:
-        session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
-
-    return run
 
 
 def _resident() -> int:

@@ -10,9 +10,9 @@ from weakref import WeakSet
 
 import numpy as np
 
-from optimizer.faults import cannot
-from optimizer.plan import PROVIDERS
-from optimizer.workers.pool import Worker, WorkerDied
+from optimizer.faults import Fault, cannot
+from optimizer.plan import OPENVINO_RUNTIME, PROVIDERS
+from optimizer.workers.pool import CallFailed, Worker, WorkerDied
 
 Array = np.ndarray[Any, Any]
 
@@ -25,10 +25,14 @@ CRASHED, HUNG = "provider-crashed", "provider-hung"
 """Codes of the faults by which :func:`ask` tells that the provider, and not the model's author, is at fault."""
 
 
+ON_THIS_CPU = (PROVIDERS["cpu"], OPENVINO_RUNTIME)
+"""Providers that compute in this process, on its threads alone, unless options say otherwise."""
+
+
 @dataclass(frozen=True)
 class Site:
-    """Where models run: the provider's full name, threads, the runtime's version, and the libraries of custom operators
-    that the user named."""
+    """Where models run: the provider (full name and options), threads, the runtime's version, and the libraries of
+    custom operators that the user named."""
 
     provider: str
     threads: int
@@ -42,7 +46,7 @@ class Site:
     @property
     def clock(self) -> str:
         """``cpu`` where one thread does all the work: CPU time is blind to other processes. Otherwise ``wall``."""
-        return "cpu" if self.threads == 1 and self.provider == PROVIDERS["cpu"] else "wall"
+        return "cpu" if self.threads == 1 and self.provider in ON_THIS_CPU else "wall"
 
 
 def worker() -> Worker:
@@ -89,6 +93,16 @@ def run(
     return found
 
 
+def does_not_start(provider: str) -> str:
+    """Why a provider that is installed cannot open the smallest of models, or an empty text."""
+    try:
+        with worker() as fresh:
+            ask(fresh, JOBS + "start", Site(provider, 1, ""))
+    except (Fault, CallFailed) as error:
+        return error.message if isinstance(error, Fault) else str(error)
+    return ""
+
+
 def begin_timing(
     worker: Worker,
     path: Path,
@@ -96,9 +110,9 @@ def begin_timing(
     site: Site,
     warm_up_ms: float = 150.0,
     core: int | None = None,
+    patience: float = 1.0,
 ) -> dict[str, Any]:
     """Load one model in ``worker`` for timing; see :func:`optimizer.runtime.jobs.begin_timing`."""
-    found: dict[str, Any] = ask(
-        worker, JOBS + "begin_timing", site, path=str(path), feeds=feed, warm_up_ms=warm_up_ms, core=core
-    )
+    how = {"warm_up_ms": warm_up_ms, "core": core, "patience": patience}
+    found: dict[str, Any] = ask(worker, JOBS + "begin_timing", site, path=str(path), feeds=feed, **how)
     return found

@@ -38,12 +38,12 @@ def bind(session: Any, feeds: Mapping[str, Any]) -> Callable[[], Any]:
 
 
 def _needs_values(session: Any, feeds: Mapping[str, Any], wanted: list[str]) -> bool:
-    given = any(map(_is_narrow, feeds.values()))
+    given = any(map(is_narrow, feeds.values()))
     return given or any(o.type in _NARROW for o in session.get_outputs() if o.name in wanted)
 
 
 def _to_values(feeds: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _to_value(np.asarray(array)) for name, array in feeds.items()}
+    return {name: to_value(np.asarray(array)) for name, array in feeds.items()}
 
 
 _FLOATS = ("bfloat16", "float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz", "float8e8m0", "float4e2m1")
@@ -51,14 +51,16 @@ _NARROW = {f"tensor({name})" for name in (*_FLOATS, "int4", "uint4", "int2", "ui
 """Types of outputs, as the runtime spells them."""
 
 
-def _is_narrow(fed: Any) -> bool:
+def is_narrow(fed: Any) -> bool:
+    """Whether ``fed`` is an array of a type that numpy lacks."""
     return isinstance(fed, np.ndarray) and fed.dtype.isbuiltin == _REGISTERED
 
 
-def _to_value(array: Array) -> Any:
+def to_value(array: Array) -> Any:
+    """The array as a value of the runtime, in the memory of this process."""
     from optimizer.runtime.providers import runtime
 
-    if not _is_narrow(array):
+    if not is_narrow(array):
         return runtime().OrtValue.ortvalue_from_numpy(array)
     element = ir.DataType.from_numpy(array.dtype)
     held = np.ascontiguousarray(array)
