@@ -25,16 +25,20 @@ from optimizer.measure.latency import quick, thorough
 from optimizer.measure.stats import corrected_alpha
 from optimizer.package import artifact
 from optimizer.plan import Settings
-from optimizer.preflight import proof, require_room
+from optimizer.preflight import computes_in_float16, proof, require_room
 from optimizer.progress import Silent, Watcher
+from optimizer.recommending import faster_elsewhere
 from optimizer.records import Judgement, Record, Verdict
 from optimizer.recovering import recover
+from optimizer.runtime.providers import short_name
 from optimizer.workshop import Bench, candidate_weight, open_bench
 from passes.prune.structured import prunable
 from passes.quantize.layers import nested_layers, quantizable, quantizable_at_run_time
 
 DATALESS = "there is no data to judge it on"
 FLOATLESS = "no layer with constant float32 weights can be quantized"
+
+HALFLESS = "float16, which pays on {target}, can only be measured there: --provider {provider} on a machine that has it"
 
 NESTED = "lie in the body of an If, Loop or Scan, whose values cannot be observed: static int8 leaves them in float"
 
@@ -58,6 +62,8 @@ def compile_settings(settings: Settings, watch: Watcher | None = None) -> Record
             recover(climb)
         bench.watch.stage("confirming")
         choice = confirm(climb)
+        for advice in () if climb.over() else faster_elsewhere(bench, choice):
+            climb.warn(advice)
         bench.watch.stage("writing the artifact")
         record = ship.ship(bench, choice, climb.steps, climb.warnings, climb.seconds(), climb.sensitivity)
         climb.scales.forget_journal()
@@ -106,8 +112,11 @@ def search(climb: Climb) -> None:
     dynamic = quantizable_at_run_time(base.model, bench.target)
     if hidden := nested_layers(base.model):
         climb.warn(f"{len(hidden)} layers {NESTED}")
-    climb.hindrance = "" if layers or dynamic else FLOATLESS
-    facts = ladder.Facts(bench.settings.level, bench.calibrated, layers, dynamic)
+    half = computes_in_float16(bench)
+    if bench.target.float_types[0] == "float16" and not half:
+        climb.warn(HALFLESS.format(target=bench.target.name, provider=short_name(bench.target.provider)))
+    climb.hindrance = "" if layers or dynamic or half else FLOATLESS
+    facts = ladder.Facts(bench.settings.level, bench.calibrated, layers, dynamic, half)
     climb_all(climb, ladder.bold(facts))
     share = weight_share(base.model, bench.target.dynamic_ops)
     narrow = prunable(base.model, bench.target) if bench.calibrated and bench.settings.level >= 3 else ()

@@ -40,15 +40,34 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "optimizer.examining",
         "optimizer.doctoring",
     ),
-    ("optimizer.explore", "optimizer.recovering", "optimizer.explaining", "optimizer.debugging"),
+    (
+        "optimizer.explore",
+        "optimizer.recovering",
+        "optimizer.explaining",
+        "optimizer.debugging",
+        "optimizer.recommending",
+    ),
     ("optimizer.compile",),
     ("optimizer.api",),
     ("optimizer.cli",),
 )
 SAME_FLOOR_FRIENDS = {("optimizer.records", "optimizer.faults"), ("optimizer.progress", "optimizer.records")}
-LAZY = {"torch", "onnxruntime", "onnxsim", "onnxscript", "scipy", "rich", "datasketches", "PIL", "matplotlib", "pynvml"}
+LAZY = {
+    "torch",
+    "onnxruntime",
+    "onnxsim",
+    "onnxscript",
+    "openvino",
+    "scipy",
+    "rich",
+    "datasketches",
+    "PIL",
+    "matplotlib",
+    "pynvml",
+}
 ONLY_HOME = {
     "onnxruntime": "optimizer/runtime/",
+    "openvino": "optimizer/runtime/engines/",
     "onnxsim": "passes/clean/simplify.py",
     "matplotlib": "optimizer/report/plots.py",
 }
