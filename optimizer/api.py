@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,18 @@ from optimizer.doctoring import doctor
 from optimizer.explaining import explain_settings
 from optimizer.faults import Fault, usage
 from optimizer.gating import Gated
-from optimizer.measure import bench
+from optimizer.measure import bench, latency, scaling
 from optimizer.measure.explain import Explanation
-from optimizer.measure.latency import Effort
 from optimizer.measure.paired import all_against_first
 from optimizer.measure.quality import Judge, quality_of
+from optimizer.measure.scaling import Sweeps
 from optimizer.package import artifact
 from optimizer.package import evidence as evidence_file
 from optimizer.package.check import verify
 from optimizer.plan import DataRequest, Settings, SourceRequest, default_cache_dir
 from optimizer.preflight import plan
 from optimizer.progress import Silent, Watcher
-from optimizer.records import BenchmarkRow, PairedQuality, Record
+from optimizer.records import BenchmarkRow, Noise, PairedQuality, Record, Sweep
 from optimizer.report import html, markdown
 from optimizer.report.drift import DriftRecord
 from optimizer.report.inspection import Inspection, inspect_model
@@ -48,6 +49,7 @@ from optimizer.runtime import hardware, providers
 from optimizer.runtime.sessions import Site
 from optimizer.store.store import LIMIT_BYTES, Entry, Store
 from optimizer.workshop import (
+    choose_site,
     choose_target,
     open_bench,
     open_model,
@@ -134,6 +136,8 @@ class BenchmarkReport:
     environment: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
     paired: tuple[PairedQuality, ...] = ()
+    noise: tuple[Noise, ...] = ()
+    sweeps: tuple[Sweep, ...] = ()
 
 
 def benchmark(
@@ -145,6 +149,9 @@ def benchmark(
     data: str | None = None,
     metric: str | None = None,
     seconds: float = 3.0,
+    precision: float = 0.01,
+    allow_fallback: bool = False,
+    sweeps: Sweeps | None = None,
     profile: bool = False,
     price_per_hour: float | None = None,
     watts: float | None = None,
@@ -156,10 +163,14 @@ def benchmark(
 
     Args:
         models: Any MODEL texts; an artifact's folder stands for its ``model.onnx``.
-        provider_names: Providers by short or full name; one that is missing or fails gives rows with the reason.
+        provider_names: Providers by short or full name, with options (``cuda:device_id=1``); one that is missing,
+            fails, or runs nothing of a model gives rows with the reason.
         batches, threads: Every combination is measured.
         data, metric: Measure quality too; without data, seeded synthetic inputs are timed.
-        seconds: Timed seconds for each model at each combination.
+        seconds: Timed seconds for each model at each combination, at most.
+        precision: No more is measured once every ratio is known that well (0.01: to 1 %).
+        allow_fallback: Where a provider cannot run a model the CPU does, and the row says so.
+        sweeps: Batches, threads or lengths to go through, for each model on each provider.
         profile: Look into every model at every combination: time by operator and node.
         price_per_hour: What the machine costs, to tell the price of a million inferences.
         watts: What the machine draws, to estimate the energy of an inference where no counter tells it.
@@ -176,43 +187,45 @@ def benchmark(
     watch = watch or Silent()
     base = (settings or Settings(SourceRequest(models[0]))).but(data=DataRequest(data), metric=metric)
     store = Store(base.cache_dir)
-    sites = [_site(name, count) for name in provider_names for count in threads]
-    usable = [s for s in sites if isinstance(s, Site)]
-    if not usable:
-        raise _site_fault(provider_names[0])
+    cpu = open_site("cpu", 1)
+    places = [_place(name, count, allow_fallback) for name in provider_names for count in threads]
+    if not any(p.site or p.fall_back for p in places):
+        choose_site(provider_names[0], 1)
     pairs: tuple[PairedQuality, ...] = ()
     with ExitStack() as stack:
-        runners = [open_runner(base, text, store, usable[0], watch, stack) for text in models]
+        runners = [open_runner(base, text, store, cpu, watch, stack) for text in models]
         entrants = [bench.Entrant(r.name, store.put_model(r.model), r.size_bytes, r.samples) for r in runners]
         subjects = {r.name: examining.Subject(r.model, r.samples) for r in runners}
-        rows = list(bench.measure(entrants, sites, batches, Effort(3, seconds), watch.note))
+        found = bench.measure(entrants, places, batches, latency.benchmark(seconds, precision), watch.note)
+        swept: list[Sweep] = []
+        if sweeps:
+            watch.stage("sweeping")
+            fixed = scaling.Settings(batches[0], threads[0], hardware.host().cores, latency.quick(seconds))
+            place_of = partial(_place, allow_fallback=allow_fallback)
+            swept = scaling.sweep(entrants, place_of, provider_names, sweeps, fixed, watch.note)
+        rows = tuple(found.rows)
         if data is not None:
             watch.stage("measuring quality")
-            judged = dict(_judged(runners, entrants, usable, store))
-            rows = list(bench.with_quality(rows, {k: quality_of(m, found) for k, (m, _, found) in judged.items()}))
+            sites = [Site(r.provider, r.threads, providers.version_of(r.provider)) for r in rows if r.latency]
+            judged = dict(_judged(runners, entrants, sites, store))
+            rows = bench.with_quality(rows, {k: quality_of(m, seen) for k, (m, _, seen) in judged.items()})
             pairs = all_against_first(judged, runners[0].name, base.seed, slice_by)
         watch.stage("looking into the models")
         asked = examining.Asked(profile, price_per_hour, watts)
-        rows = [examining.examined(row, subjects[row.model], asked, store, watch) for row in rows]
-    notes = tuple(dict.fromkeys(w for r in runners for w in r.warnings))
-    return BenchmarkReport(tuple(rows), hardware.environment(), notes, pairs)
+        rows = tuple(examining.examined(row, subjects[row.model], asked, store, watch) for row in rows)
+    notes = tuple(dict.fromkeys((*(w for r in runners for w in r.warnings), *found.notes)))
+    return BenchmarkReport(rows, hardware.environment(), notes, pairs, tuple(found.noise), tuple(swept))
 
 
-def _site(name: str, threads: int) -> Site | tuple[str, int, str]:
+def _place(name: str, threads: int, allow_fallback: bool) -> bench.Place:
+    fall_back = open_site("cpu", threads) if allow_fallback else None
     try:
-        return open_site(name, threads)
+        site = choose_site(name, threads)
     except Fault as fault:
         if fault.code != "missing-provider":
             raise
-        return providers.full_name(name), threads, fault.message
-
-
-def _site_fault(name: str) -> Fault:
-    try:
-        open_site(name, 1)
-    except Fault as fault:
-        return fault
-    return usage("no provider was named")
+        return bench.Place(providers.full_name(name), threads, None, f"{fault.message}. {fault.hint}", fall_back)
+    return bench.Place(site.provider, threads, site, "", fall_back)
 
 
 def _judged(

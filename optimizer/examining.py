@@ -8,13 +8,15 @@ from optimizer.data.samples import Samples
 from optimizer.dissecting import dissect
 from optimizer.faults import Fault
 from optimizer.measure import ceilings, costs
+from optimizer.plan import OPENVINO_RUNTIME
 from optimizer.progress import Watcher
 from optimizer.records import BenchmarkRow, Energy
 from optimizer.runtime import energy
+from optimizer.runtime.providers import named
 from optimizer.runtime.sessions import Site
 from optimizer.store.store import Store
 from optimizer.workers.pool import CallFailed, WorkerDied
-from optimizer.workshop import open_site
+from optimizer.workshop import choose_site
 from passes.kit.model import Model
 
 
@@ -42,11 +44,13 @@ def examined(row: BenchmarkRow, subject: Subject, asked: Asked, store: Store, wa
     if asked.price_per_hour is not None:
         row = replace(row, per_million=costs.per_million(asked.price_per_hour, row.latency, row.batch))
     try:
-        site = open_site(row.provider, row.threads)
+        site = choose_site(row.provider, row.threads)
         row = replace(row, energy=_energy(row, subject, asked, site, store))
     except (Fault, WorkerDied, CallFailed) as error:
         watch.note(f"{row.model}: {error}")
         return row
+    if named(row.provider) == OPENVINO_RUNTIME:
+        return row  # what it made of the model is not onnxruntime's to show
     if asked.profile or ceilings.kept(store, site) is not None:
         found = dissect(subject.model, _feed(row, subject), site, row.latency, store, watch)
         row = replace(row, profile=found.profile if asked.profile else None, roofline=found.roofline)
@@ -60,6 +64,6 @@ def _feed(row: BenchmarkRow, subject: Subject) -> dict[str, costs.Array]:
 def _energy(row: BenchmarkRow, subject: Subject, asked: Asked, site: Site, store: Store) -> Energy | None:
     """By a counter where there is one, else from the watts that somebody named, else nothing."""
     assert row.latency is not None
-    if (meter := energy.meter(site.provider)) is not None:
+    if (meter := energy.meter(named(site.provider))) is not None:
         return costs.counted(store.put_model(subject.model), _feed(row, subject), row.batch, site, meter)
     return costs.estimated(asked.watts, row.latency, row.batch) if asked.watts is not None else None

@@ -66,6 +66,8 @@ class Latency:
     """Milliseconds per run: the median and its interval; tails only from enough runs. ``clock`` is cpu or wall.
 
     ``quantiles`` stand for equal shares of the runs, each by its middle: of n, the i-th is the (i + 1/2) / n quantile.
+    ``other_ms`` is the mean by the other clock: wall time, which other processes lengthen, where ``clock`` is cpu; else
+    CPU time, which is that of all threads together and leaves out what a device does.
     """
 
     p50: float
@@ -76,6 +78,9 @@ class Latency:
     p90: float | None = None
     p99: float | None = None
     quantiles: tuple[float, ...] = ()
+    p90_interval: Interval | None = None
+    p99_interval: Interval | None = None
+    other_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -173,10 +178,66 @@ class Sensitivity:
 
 
 @dataclass(frozen=True)
+class Coverage:
+    """What one provider ran of a model, by the runtime's profile: nodes of the graph that the runtime made of it, and
+    their multiply-accumulates (``None``: nobody can tell). ``device`` is named where a provider has several."""
+
+    provider: str
+    nodes: int
+    macs: int | None = None
+    device: str = ""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A model against itself, measured in the same rotation as everything else: what this machine made of equal speed
+    just then. ``resolves`` is the relative difference below which a ratio says nothing (0.012: 1.2 %)."""
+
+    batch: int
+    threads: int
+    clock: str
+    ratio: Interval
+    resolves: float
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One value of a sweep: the batch, the number of threads or the length. ``throughput`` is samples per second,
+    ``growth`` the throughput over that of the point before (for lengths: the latency), measured side by side.
+    ``reason`` says why a point has no numbers."""
+
+    value: int
+    latency: Latency | None = None
+    throughput: float | None = None
+    growth: Interval | None = None
+    memory_bytes: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A model on one provider over a range of values. ``kind`` is batch, threads, or the name of a dimension;
+    ``suggested`` is the value to take, ``why`` says why, or where the sweep ended. ``provider`` and ``asked`` are as in
+    :class:`BenchmarkRow`."""
+
+    kind: str
+    model: str
+    provider: str
+    batch: int
+    threads: int
+    points: tuple[SweepPoint, ...]
+    suggested: int | None = None
+    why: str = ""
+    asked: str = ""
+
+
+@dataclass(frozen=True)
 class BenchmarkRow:
     """One model at one provider, batch and thread count. ``reason`` says why a row has no numbers.
 
-    ``throughput`` is samples per second, ``speedup`` the first model's latency over this one's at the same settings.
+    ``provider`` is who ran it. ``asked`` is the provider that was asked for where the CPU stood in for it.
+    ``throughput`` is samples per second, ``speedup`` the first row's latency over this one's at the same batch and
+    number of threads. ``memory`` is the median peak over restarts with its smallest and largest.
     ``per_million`` is the price of a million inferences, in the currency of the price per hour.
     """
 
@@ -195,6 +256,9 @@ class BenchmarkRow:
     first_ms: float | None = None
     profile: Profile | None = None
     roofline: Roofline | None = None
+    asked: str = ""
+    coverage: tuple[Coverage, ...] = ()
+    memory: Interval | None = None
     per_million: Interval | None = None
     energy: Energy | None = None
 

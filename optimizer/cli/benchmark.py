@@ -13,11 +13,45 @@ from optimizer.cli.jobs import NAMES as JOB_NAMES
 from optimizer.cli.jobs import job_options, read_results, write_job
 from optimizer.cli.loads import NAMES as LOAD_NAMES
 from optimizer.cli.loads import load_options, run_loads, show_loads
-from optimizer.faults import Exit
+from optimizer.faults import Exit, usage
 
 WHAT = "What to measure"
+SWEEPS = "Sweeps"
 BESIDE = "What to tell beside speed"
 POSITIVE = click.IntRange(min=1)
+
+
+class Share(click.ParamType[float]):
+    """A share like ``1%`` or ``0.01``. Returns a number above 0 and below 1."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        text = str(value).strip()
+        try:
+            share = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            share = -1.0
+        if not 0 < share < 1:
+            self.fail(f"'{value}' is not a share: write it as 1% or 0.01", param, ctx)
+        return share
+
+
+class Lengths(click.ParamType[tuple[str, tuple[int, ...]]]):
+    """An open dimension and the sizes that it takes: ``sequence=64,128``, or ``input_ids:1=64,128``."""
+
+    name = "lengths"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, tuple[int, ...]]:
+        if isinstance(value, tuple):
+            return value
+        axis, equals, sizes = str(value).rpartition("=")
+        parts = [part.strip() for part in sizes.split(",")]
+        if not (axis.strip() and equals and all(p.isdecimal() and int(p) > 0 for p in parts)):
+            self.fail(f"cannot read '{value}': write AXIS=64,128,...", param, ctx)
+        return axis.strip(), tuple(dict.fromkeys(int(p) for p in parts))
 
 
 @verb("benchmark", short_help="Time models side by side.")
@@ -30,8 +64,8 @@ POSITIVE = click.IntRange(min=1)
     multiple=True,
     default=("cpu",),
     show_default=True,
-    metavar="NAME",
-    help="Execution provider. Repeatable.",
+    metavar="NAME[:KEY=VALUE,...]",
+    help="Provider, with options of its own: cuda:device_id=1. Repeatable.",
 )
 @option(
     "--batch",
@@ -70,7 +104,41 @@ POSITIVE = click.IntRange(min=1)
     type=click.FloatRange(min=0, min_open=True),
     default=3.0,
     show_default=True,
-    help="Seconds of timed runs for each model and setting; 30 for each --scenario unless given.",
+    help="Seconds of timed runs for each model and setting, at most; 30 for each --scenario unless given.",
+)
+@option(
+    "--precision",
+    section=WHAT,
+    type=Share(),
+    default="1%",
+    show_default=True,
+    metavar="SHARE",
+    help="Stop once every ratio is known that well.",
+)
+@option(
+    "--allow-fallback",
+    section=WHAT,
+    is_flag=True,
+    help="Where a provider cannot run a model, measure the CPU and say so.",
+)
+@option("--batch-sweep", section=SWEEPS, is_flag=True, help="Double the batch until throughput stops growing.")
+@option("--threads-sweep", section=SWEEPS, is_flag=True, help="One thread, two, four, ... all cores.")
+@option(
+    "--length-sweep",
+    "lengths",
+    section=SWEEPS,
+    type=Lengths(),
+    multiple=True,
+    metavar="AXIS=N,N,...",
+    help="Sizes of an open dimension, by its name or as input:axis, as in sequence=64,128. Repeatable.",
+)
+@option(
+    "--sweep-seconds",
+    section=SWEEPS,
+    type=click.FloatRange(min=0, min_open=True),
+    default=120.0,
+    show_default=True,
+    help="How long the batch sweep of one model on one provider may take.",
 )
 @option("--profile", section=BESIDE, is_flag=True, help="Show where the time goes, by operator and node.")
 @option(
@@ -108,6 +176,12 @@ def command(
     metric: str | None,
     slice_by: str | None,
     seconds: float,
+    precision: float,
+    allow_fallback: bool,
+    batch_sweep: bool,
+    threads_sweep: bool,
+    lengths: tuple[tuple[str, tuple[int, ...]], ...],
+    sweep_seconds: float,
     profile: bool,
     price_per_hour: float | None,
     watts: float | None,
@@ -119,14 +193,19 @@ def command(
 ) -> None:
     """Time each MODEL in a process of its own, taking turns; speed-ups are against the first one.
 
-    A MODEL is whatever `lathe optimize` takes, or the folder of an artifact.
+    A MODEL is whatever `lathe optimize` takes, or the folder of an artifact. What the options mean and how numbers are
+    made: docs/benchmarking.md.
     """
     from optimizer.cli.watching import watching
+    from optimizer.measure.scaling import Sweeps
     from optimizer.plan import Settings
 
     loads, jobs = ({name: given.pop(name) for name in names} for names in (LOAD_NAMES, JOB_NAMES))
     asked = {"provider_names": provider_names, "batches": batches, "threads": threads, "data": data,
              "metric": metric, "seconds": seconds, "as_json": as_json}  # fmt: skip
+    sweeps = Sweeps(batch_sweep, threads_sweep, dict(lengths), sweep_seconds)
+    if (sweeps or allow_fallback) and (loads["scenario"] or any(jobs.values())):
+        raise usage("sweeps and --allow-fallback go with plain timing", hint="Leave out the scenario, or the job")
     if jobs["import_result"]:
         read_results(models, jobs | loads | asked)
         return
@@ -148,6 +227,9 @@ def command(
             data=data,
             metric=metric,
             seconds=seconds,
+            precision=precision,
+            allow_fallback=allow_fallback,
+            sweeps=sweeps,
             profile=profile,
             price_per_hour=price_per_hour,
             watts=watts,
@@ -160,11 +242,11 @@ def command(
 
         emit(dump(report, "lathe.benchmark/1"))
     else:
+        from optimizer.report.benchmark import benchmark
         from optimizer.report.costs import beside
         from optimizer.report.paired import paired
-        from optimizer.report.tables import benchmark
 
-        show(benchmark(report.rows))
+        show(benchmark(report.rows, report.noise, report.sweeps))
         show(beside(report.rows, profiled=profile))
         if report.paired:
             show(paired(report.paired))

@@ -144,4 +144,5 @@ def _plain(timing: Timing) -> dict[str, Any]:
 
 def _timing(plain: dict[str, Any]) -> Timing:
     blocks = tuple(tuple(np.asarray(b) for b in restart) for restart in plain["blocks"])
-    return Timing(**{**plain, "blocks": blocks})
+    kept = {name: tuple(plain[name]) for name in ("memories", "others")}
+    return Timing(**{**plain, **kept, "blocks": blocks})

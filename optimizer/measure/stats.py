@@ -339,6 +339,35 @@ def tail(values: Sequence[float] | Array, q: float) -> float | None:
     return float(np.quantile(found, q)) if enough else None
 
 
+TAIL_DRAWS = 500
+
+
+def tail_interval(blocks: Sequence[Sequence[Array]], q: float, seed: int = 0) -> Interval | None:
+    """The ``q`` quantile of all runs with a 95 % interval: ``blocks[r][b]`` holds the runs of block b after restart r.
+
+    Restarts are drawn with replacement, then blocks within each; the levels are widened for few restarts as Hesterberg
+    does. ``None`` when :func:`tail` has not enough runs, or there are fewer than three restarts.
+    """
+    runs = [block for restart in blocks for block in restart]
+    value = tail(np.concatenate(runs), q) if runs else None
+    if value is None or len(blocks) < 3:
+        return None
+    rng, draws = np.random.default_rng(seed), np.empty(TAIL_DRAWS)
+    for i in range(TAIL_DRAWS):
+        picked = [blocks[r] for r in rng.integers(0, len(blocks), len(blocks))]
+        parts = [restart[b] for restart in picked for b in rng.integers(0, len(restart), len(restart))]
+        draws[i] = np.quantile(np.concatenate(parts), q)
+    found = Resampled(value, np.sort(draws), 0.0, len(blocks))
+    low, high = found.quantiles([0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
+    return Interval(value, min(low, value), max(high, value))
+
+
+def resolution(same: Interval) -> float:
+    """The relative difference that a ratio must exceed to mean anything, by what a model against itself came to: the
+    farther end of its interval from 1."""
+    return max(same.high, 1 / same.low if same.low > 0 else math.inf) - 1
+
+
 def student(p: float, degrees: float) -> float:
     """Quantile of Student's t."""
     from scipy import special

@@ -71,12 +71,17 @@ def tried(record: Record) -> Table:
 
 
 def table(
-    head: Sequence[str], rows: Iterable[Sequence[str]], *, last_wide: bool = False, right: Sequence[int] = ()
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    last_wide: bool = False,
+    right: Sequence[int] = (),
+    names: int | None = None,
 ) -> Table:
     """A plain table whose cells are text as it stands (brackets are no markup).
 
     ``last_wide`` gives the last column all the room that the others, which do not wrap, leave. ``right`` aligns
-    columns to the right.
+    columns to the right, ``names`` is how wide the first column may be.
     """
     from rich import box
     from rich.table import Table
@@ -85,7 +90,7 @@ def table(
     made = Table(box=box.SIMPLE_HEAD, expand=last_wide)
     for i, name in enumerate(head):
         stretches = last_wide and i == len(head) - 1
-        narrow = MOST_WIDE if last_wide and i == 0 else None
+        narrow = names or (MOST_WIDE if last_wide else None) if i == 0 else None
         made.add_column(
             Text(name),
             overflow="fold",

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from optimizer.records import BenchmarkRow, Interval, Profile
 from optimizer.report import words
+from optimizer.report.benchmark import place, short_names
 from optimizer.report.console import line, table, title
-from optimizer.report.tables import short_names
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,8 +35,12 @@ def _scene(row: BenchmarkRow) -> str:
 
 def _labels(rows: Sequence[BenchmarkRow], names: dict[str, str]) -> list[str]:
     """Names of rows, with where they were measured when that is not the same for all."""
-    scenes = {(r.provider, r.batch, r.threads) for r in rows}
-    return [names[r.model] + (f", {_scene(r)}" if len(scenes) > 1 else "") for r in rows]
+    scenes, places = {(r.batch, r.threads) for r in rows}, {place(r) for r in rows}
+    beside = [
+        (f" on {place(r, short=True)}" if len(places) > 1 else "") + (f", {_scene(r)}" if len(scenes) > 1 else "")
+        for r in rows
+    ]
+    return [names[r.model] + text for r, text in zip(rows, beside, strict=True)]
 
 
 def _costs(rows: Sequence[BenchmarkRow], names: dict[str, str]) -> list[RenderableType]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from optimizer.records import Ceilings, Interval, Latency, Quality
+from optimizer.records import Ceilings, Coverage, Interval, Latency, Quality
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,14 @@ class Row(Protocol):
     def quality(self) -> Quality | None: ...
     @property
     def reason(self) -> str: ...
+    @property
+    def asked(self) -> str: ...
+    @property
+    def coverage(self) -> Sequence[Coverage]: ...
+    @property
+    def memory(self) -> Interval | None: ...
+    @property
+    def first_ms(self) -> float | None: ...
 
 
 class Check(Protocol):

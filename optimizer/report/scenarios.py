@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from optimizer.records import Interval, ScenarioRow
 from optimizer.report import words
+from optimizer.report.benchmark import short_names
 from optimizer.report.console import line, table, title
-from optimizer.report.tables import short_names
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

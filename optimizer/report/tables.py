@@ -1,74 +1,22 @@
-"""Benchmarks, inspections, checks, doctor's findings and the cache as renderables for a terminal."""
+"""Inspections, checks, doctor's findings and the cache as renderables for a terminal."""
 
 from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from itertools import groupby
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from optimizer.records import Ceilings, PassNote
 from optimizer.report import words
+from optimizer.report.benchmark import benchmark
 from optimizer.report.console import line, table, title
 from optimizer.report.inspection import Inspection
-from optimizer.report.nouns import Bisection, Checked, Doctor, Elsewhere, Exported, Kept, Row
+from optimizer.report.nouns import Bisection, Checked, Doctor, Elsewhere, Exported, Kept
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 LONGEST_LIST = 12
-
-
-def benchmark(rows: Sequence[Row]) -> RenderableType:
-    """A table of speed for every provider, batch size and number of threads, then one of what each model weighs."""
-    from rich.console import Group
-
-    names = short_names([r.model for r in rows])
-    parts: list[RenderableType] = []
-    for (provider, batch, threads), found in groupby(rows, key=lambda r: (r.provider, r.batch, r.threads)):
-        scene = f"{provider}, batch {batch}, {threads} thread{'s' if threads != 1 else ''}"
-        cells = [(names[r.model], *_speed_cells(r)) for r in found]
-        head = ("model", "p50 ms", "p90", "p99", "per s", "speed-up")
-        parts += [title(scene), table(head, cells, right=(1, 2, 3, 4))]
-    parts.append(_weights(rows, names))
-    reasons = dict.fromkeys((names[r.model], r.reason) for r in rows if r.reason)
-    parts += [line(name, reason, "yellow") for name, reason in reasons]
-    return Group(*parts)
-
-
-def _speed_cells(row: Row) -> tuple[str, ...]:
-    found = row.latency
-    if found is None:
-        return ("failed", "", "", "", "")
-    tails = [words.significant(v) if v is not None else words.NOTHING for v in (found.p90, found.p99)]
-    spread = max(found.high - found.p50, found.p50 - found.low) / found.p50 if found.p50 else 0.0
-    p50 = f"{words.significant(found.p50)} ±{spread:.1%}"
-    rate = words.count(row.throughput) if row.throughput else words.NOTHING
-    return (p50, *tails, rate, words.times(row.speedup))
-
-
-def _weights(rows: Sequence[Row], names: Mapping[str, str]) -> RenderableType:
-    best: dict[str, Row] = {}
-    for row in rows:
-        if row.model not in best or best[row.model].latency is None:
-            best[row.model] = row
-    cells = []
-    for row in best.values():
-        quality = f"{words.metric_value(row.quality)} {row.quality.metric}" if row.quality else words.NOTHING
-        loading = words.milliseconds(row.load_ms)
-        cells.append((names[row.model], words.size(row.size_bytes), words.size(row.memory_bytes), loading, quality))
-    return table(("model", "size", "memory", "load", "quality"), cells, right=(1, 2, 3))
-
-
-def short_names(models: Sequence[str]) -> dict[str, str]:
-    """Model names without the folders that are not needed to tell them apart."""
-    unique = list(dict.fromkeys(models))
-    for depth in range(1, 1 + max((len(PurePath(m).parts) for m in unique), default=0)):
-        short = {m: "/".join(PurePath(m).parts[-depth:]) for m in unique}
-        if len(set(short.values())) == len(unique):
-            return short
-    return {m: m for m in unique}
 
 
 def inspection(found: Inspection) -> RenderableType:

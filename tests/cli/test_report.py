@@ -11,12 +11,13 @@ from typing import Any
 
 from click.testing import Result
 
+from optimizer.api import BenchmarkReport
 from optimizer.package import evidence
 from optimizer.records import Ceilings
 from optimizer.report.nouns import Doctor
 from tests.cli.conftest import one_object
 from tests.report import pages
-from tests.report.test_tables import ROW
+from tests.report.test_benchmark import ROW
 
 Lathe = Callable[..., Result]
 
@@ -55,7 +56,7 @@ def test_report(lathe: Lathe, tmp_path: Path) -> None:
 def test_a_benchmark_tells_more_when_asked(lathe: Lathe, api: SimpleNamespace) -> None:
     asked: list[Any] = []
     row = replace(ROW, profile=pages.profile(), roofline=pages.roofline(), per_million=pages.near(0.1))
-    api.benchmark = lambda models, **given: asked.append(given) or SimpleNamespace(rows=(row,), warnings=())
+    api.benchmark = lambda models, **given: asked.append(given) or BenchmarkReport((row,), {})
     text = lathe("benchmark", "a.onnx", "--profile", "--price-per-hour", "0.34", "--watts", "65").stdout
     assert [asked[0][n] for n in ("profile", "price_per_hour", "watts")] == [True, 0.34, 65.0]
     assert "compute-bound" in text and "outside of kernels" in text and "price of a million" in text

@@ -10,6 +10,8 @@ from typing import Any
 
 from click.testing import Result
 
+from optimizer.api import BenchmarkReport
+from optimizer.measure.scaling import Sweeps
 from optimizer.package.check import Finding, VerifyReport
 from optimizer.plan import Settings, SourceRequest
 from optimizer.report import pages
@@ -18,7 +20,8 @@ from optimizer.report.nouns import Doctor, Problem
 from optimizer.store.store import Entry
 from tests.cli.conftest import one_object
 from tests.package import parts
-from tests.report.test_tables import ROW, Sample
+from tests.report.test_benchmark import ROW
+from tests.report.test_tables import Sample
 
 Lathe = Callable[..., Result]
 
@@ -28,7 +31,7 @@ def test_benchmark(lathe: Lathe, api: SimpleNamespace) -> None:
 
     def benchmark(models: list[str], **given: Any) -> Any:
         calls.append((models, given))
-        return SimpleNamespace(rows=(ROW,), warnings=("random inputs",), paired=(), as_json=lambda: {"rows": [ROW]})
+        return BenchmarkReport((ROW,), {}, ("random inputs",))
 
     api.benchmark = benchmark
     flags = "--provider cpu --batch 1 --batch 8 --threads 2 --shape x:1,3"
@@ -40,11 +43,15 @@ def test_benchmark(lathe: Lathe, api: SimpleNamespace) -> None:
     assert given.pop("slice_by") is None
     assert given.pop("settings").source.shapes == ("x:1,3",), "a PyTorch module may need them"
     wanted = {"provider_names": ("cpu",), "batches": (1, 8), "threads": (2,), "data": None, "metric": None}
-    assert models == ["a.onnx", "b"] and given == {**wanted, "seconds": 3.0}
+    how = {"seconds": 3.0, "precision": 0.01, "allow_fallback": False, "sweeps": Sweeps()}
+    assert models == ["a.onnx", "b"] and given == {**wanted, **how}
+    flags = "--batch-sweep --length-sweep ids:1=64,128 --precision 2% --provider cuda:device_id=1"
+    lathe("benchmark", "a.onnx", *flags.split())
+    assert calls[-1][1]["sweeps"] == Sweeps(True, False, {"ids:1": (64, 128)}) and calls[-1][1]["precision"] == 0.02
+    assert calls[-1][1]["provider_names"] == ("cuda:device_id=1",)
     assert one_object(lathe("benchmark", "a.onnx", "--json").stdout)["rows"][0]["latency"]["p50"] == 1.2
-    api.benchmark = lambda *_, **__: SimpleNamespace(
-        rows=(replace(ROW, latency=None, reason="no cuda"),), warnings=(), paired=()
-    )
+    assert lathe("benchmark", "a.onnx", "--scenario", "offline", "--batch-sweep").exit_code == 2
+    api.benchmark = lambda *_, **__: BenchmarkReport((replace(ROW, latency=None, reason="no cuda"),), {})
     assert lathe("benchmark", "a.onnx").exit_code == 4
 
 

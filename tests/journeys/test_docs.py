@@ -48,7 +48,7 @@ def test_the_pass_in_fifty_lines_works_as_printed(tmp_path: Path) -> None:
 def commands() -> list[str]:
     """Every `lathe ...` line of the documents, several on one line taken apart, comments and prompts left out."""
     found = []
-    for name in ("README.md", "CONTRIBUTING.md", "docs/scenarios.md", "docs/elsewhere.md"):
+    for name in ("README.md", "CONTRIBUTING.md", *(f"docs/{n}.md" for n in ("scenarios", "elsewhere", "benchmarking"))):
         for block in blocks(name, ""):
             for line in block.splitlines():
                 if re.match(r"(\$ )?lathe ", line):

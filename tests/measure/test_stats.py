@@ -19,9 +19,12 @@ from optimizer.measure.stats import (
     paired_drop,
     quality_interval,
     ratio_interval,
+    resolution,
     samples_needed,
     tail,
+    tail_interval,
 )
+from optimizer.records import Interval
 
 TOP1, PERPLEXITY, MSE = METRICS["top1"], METRICS["perplexity"], METRICS["mse"]
 WRONG_MOST = 0.05 + 3 * math.sqrt(0.05 * 0.95 / 300)
@@ -307,3 +310,31 @@ def test_tails_need_enough_values() -> None:
     assert tail(values[:50], 0.9) == pytest.approx(45.1)
     assert tail(values[:499], 0.99) is None
     assert tail(values, 0.99) == pytest.approx(495.01)
+
+
+def restarts(rng: np.random.Generator, count: int = 5, blocks: int = 8) -> list[list[np.ndarray]]:
+    """Runs with a long tail; a restart as a whole is off by a percent or two."""
+    return [[np.exp(rng.normal(0, 0.02) + rng.exponential(0.1, 20)) for _ in range(blocks)] for _ in range(count)]
+
+
+def test_a_tail_has_an_interval_that_covers_it() -> None:
+    rng, truth = np.random.default_rng(5), math.exp(-0.1 * math.log(0.1))
+    found = [tail_interval(restarts(rng), 0.9) for _ in range(40)]
+    assert all(f is not None and f.low < f.value < f.high for f in found)
+    held = sum(f.low <= truth <= f.high for f in found if f)
+    assert held >= 36, held
+    assert np.median([f.high / f.low for f in found if f]) < 1.15
+
+
+def test_a_tail_needs_runs_and_restarts() -> None:
+    rng = np.random.default_rng(5)
+    assert tail_interval(restarts(rng), 0.99) is not None, "800 runs: eight lie beyond p99"
+    assert tail_interval(restarts(rng, 5, 4), 0.99) is None, "400 runs: four do"
+    assert tail_interval(restarts(rng, 2, 20), 0.9) is None
+    assert tail_interval([], 0.9) is None
+
+
+def test_a_machine_resolves_what_its_noise_leaves() -> None:
+    assert resolution(Interval(1.0, 0.98, 1.01)) == pytest.approx(1 / 0.98 - 1)
+    assert resolution(Interval(1.05, 1.02, 1.08)) == pytest.approx(0.08)
+    assert resolution(Interval(1.0, 0.0, math.inf)) == math.inf

@@ -7,7 +7,7 @@ from dataclasses import replace
 from optimizer.records import Energy, Interval, NodeCost, OpCost
 from optimizer.report import console, costs
 from tests.report.pages import near, profile, roofline
-from tests.report.test_tables import ROW
+from tests.report.test_benchmark import ROW
 
 
 def lines(shown: object) -> str:

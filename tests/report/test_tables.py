@@ -7,43 +7,17 @@ from pathlib import Path
 from typing import ClassVar
 
 from optimizer.package.check import Finding, VerifyReport
-from optimizer.records import BenchmarkRow, Interval, Latency, Quality
 from optimizer.report import console, pages, tables
 from optimizer.report.nouns import Doctor, Problem
 from optimizer.store.store import Entry
 from passes.kit.contract import Exactness, Pass
 from passes.kit.options import option
 
-ROW = BenchmarkRow(
-    "/models/a/model.onnx",
-    "CPUExecutionProvider",
-    1,
-    1,
-    Latency(1.2, 1.19, 1.22, "cpu", 3000, 1.3, 1.5),
-    833.0,
-    None,
-    66_000_000,
-    12.0,
-    4_700_000,
-    Quality("top1", 0.967, 0.95, 0.98, True, 500),
-)
-
 
 def lines(shown: object) -> str:
     text = console.to_text(shown)
     assert max(map(len, text.splitlines())) <= 80
     return text
-
-
-def test_benchmark() -> None:
-    faster = replace(ROW, model="/models/b/model.onnx", speedup=Interval(2.31, 2.25, 2.38), size_bytes=1_210_000)
-    failed = replace(faster, batch=8, latency=None, throughput=None, speedup=None, reason="out of memory [8 GB]")
-    text = lines(tables.benchmark([ROW, faster, replace(ROW, batch=8), failed, replace(failed, batch=16)]))
-    assert "CPUExecutionProvider, batch 8, 1 thread" in text
-    assert "2.31x [2.25, 2.38]" in text and "1.20 ±1.7%" in text and "833" in text
-    assert "a/model.onnx" in text and "/models" not in text
-    assert "failed" in text and text.count("b/model.onnx: out of memory [8 GB]") == 1
-    assert "96.7 % top1" in text and "1.21 MB" in text
 
 
 def test_verify() -> None:
