@@ -58,6 +58,10 @@ SPENDING: dict[str, tuple[str, ...]] = {
 }
 """Passes outside of the preset with the options that take turns."""
 
+SHAKEN_APART = ("prune-heads", "refit")
+"""Passes that seldom find anything here: attentions are rare, and there is no earlier pass to make up for. The
+generated networks of ``tests/prune`` are made for them."""
+
 TURNS = 3
 """How many of them one seed tries."""
 
