@@ -25,7 +25,7 @@ import enum
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from optimizer.decide.space import KINDS, PRUNED, STATIC, Aid, Point, Space
+from optimizer.decide.space import KINDS, PRUNED, REFIT, STATIC, Aid, Point, Space
 from optimizer.records import Sensitivity
 from passes.kit.recipe import Step as Part
 
@@ -301,6 +301,9 @@ class _Search:
         for kind in self._space.prunable:
             found = yield from self._how_much(kind, steps[-1])
             steps += found
+        bare = tuple(part for part in steps[-1] if part.name != REFIT)
+        if bare != steps[-1]:
+            yield from self._weigh(Point(PRUNED, narrowed=bare), "what pruning costs without the fit")
         for narrowed in reversed(steps[1:]):
             if form is None:
                 return

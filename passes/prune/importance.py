@@ -141,7 +141,10 @@ def _by_surgery(
     grams = second_moments(model, list(wanted.values()), context)
     found = _by_energy(structure, rest, model, context, edit) if rest else {}
     for group in able:
-        found[group.name] = _surgery(group, reading[group.name], grams)
+        if all(np.isfinite(grams[str(p.node.outputs[0].name)]).all() for p in reading[group.name]):
+            found[group.name] = _surgery(group, reading[group.name], grams)
+        else:
+            edit.skip("importance", group.name, "what the layers behind it read is not finite")
     return found
 
 

@@ -31,9 +31,6 @@ ENOUGH = 2.0
 MOST_SWEEPS = 32
 """Deeper networks are fitted several layers at a time: each sweep runs the calibration data once."""
 
-MOST_SAMPLES = 1 << 20
-"""Calibration samples are counted up to here."""
-
 GRAM_BYTES = 512 * 2**20
 """Gram matrices of one sweep."""
 
@@ -59,8 +56,8 @@ class Refit(Pass):
 
     When it refuses
         Shared weights, results that the original does not have or that have lost positions nobody wrote down, and
-        layers with more inputs than half of the rows that the calibration samples give: it says how many samples
-        would do.
+        layers with more inputs than half of the rows that the calibration samples give: it says how many
+        times as many samples would do.
 
     Exactness
         LOSSY. It moves weights so that the outputs come nearer to the original's.
@@ -82,22 +79,19 @@ class Refit(Pass):
             edit.skip(RULE, "graph", "nothing was changed before it, so there is nothing to make up for")
             return PassResult(model, (), tuple(edit.skips))
         layers = [y for y in find_layers(study(fork), fork) if chosen(place(y.node), self.only, self.exclude)]
-        samples = len(context.sampled(MOST_SAMPLES)) if layers else 0
         for sweep in sweeps(layers):
             try:
                 joint = join(fork, original)
             except Apart as error:
                 edit.skip(RULE, "graph", str(error))
                 break
-            self._sweep(joint, sweep, fork, context, samples, edit)
+            self._sweep(joint, sweep, fork, context, edit)
             fork.forget_digest()
         if edit.changes:
             allow_unlisted_initializers(fork)
         return PassResult(fork if edit.changes else model, tuple(edit.changes), tuple(edit.skips))
 
-    def _sweep(
-        self, joint: Joint, layers: Sequence[Layer], fork: Model, context: Context, samples: int, edit: Edit
-    ) -> None:
+    def _sweep(self, joint: Joint, layers: Sequence[Layer], fork: Model, context: Context, edit: Edit) -> None:
         """Fit layers that do not read each other's results."""
         helper = Edit(joint.model)
         theirs = {n.outputs[0].name: n for n in joint.model.graph if n.outputs}
@@ -120,18 +114,18 @@ class Refit(Pass):
         for name, (layer, _) in wanted.items():
             gram = seen[name]
             assert isinstance(gram, Gram)
-            self._fit(layer, gram.total(), samples, fork.graph, edit)
+            self._fit(layer, gram.total(), fork.graph, edit)
 
-    def _fit(self, layer: Layer, gram: Array, samples: int, graph: ir.Graph, edit: Edit) -> None:
+    def _fit(self, layer: Layer, gram: Array, graph: ir.Graph, edit: Edit) -> None:
         inputs = 0 if layer.weightless else fan_in(layer.product)
         rows = float(gram[-1, -1])
         if not np.isfinite(gram).all() or rows <= 0:
             edit.skip(RULE, layer.node, "what it reads or gives is not finite")
             return
         if inputs and rows < ENOUGH * inputs:
-            need = int(np.ceil(ENOUGH * inputs * samples / rows))
-            edit.skip(RULE, layer.node, f"{rows:.0f} rows are too few for {inputs} inputs: about {need} calibration "
-                      f"samples are needed, there are {samples}")  # fmt: skip
+            need = ENOUGH * inputs / rows
+            text = f"{rows:.0f} rows of data are too few for {inputs} inputs"
+            edit.skip(RULE, layer.node, f"{text}: {need:.1f} times as many calibration samples are needed")
             return
         change, shift = solve(gram, inputs, self.ridge, layer.bias is not None)
         moved = _moved(layer, change, shift, graph, edit)

@@ -249,6 +249,7 @@ def test_as_much_is_pruned_as_the_quality_bears(costs: float, ratio: float) -> N
     assert best is not None and best.form == STATIC and land.pruned(best) == ratio
     texts = [a.point.recipe().text() for a in land.asked]
     assert any("prune-channels{ratio=0.25}, refit" in t for t in texts)
+    assert any(t.endswith(f"prune-channels{{ratio={ratio}}}") for t in texts) or not ratio, "what the fit wins is told"
 
 
 @pytest.mark.parametrize("late", [True, False])

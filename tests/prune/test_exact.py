@@ -12,9 +12,10 @@ import pytest
 from passes.kit.model import Model, constant
 from passes.prune.cut import NotValid, take_out
 from passes.prune.groups import Group, Structure, study
+from passes.prune.refit import Refit
 from tests.fuzz.generate import make as fuzzed
 from tests.prune.nets import make
-from tests.support.runtime import Array, run
+from tests.support.runtime import Array, LocalContext, run
 
 SEEDS = range(320)
 PER_TEST = 40
@@ -103,6 +104,28 @@ def judge(proto: onnx.ModelProto, feed: dict[str, Array], seed: int) -> str:
 def test_generated_networks(first: int) -> None:
     found = Counter(judge(*make(seed), seed) for seed in range(first, first + PER_TEST))
     assert found["cut"] >= 0.8 * PER_TEST, found
+
+
+def test_refit_of_generated_networks_moves_them_towards_the_original() -> None:
+    shares = []
+    for seed in range(24):
+        proto, feed = make(seed)
+        model = Model.from_proto(proto)
+        structure = study(model.fork())
+        rng = np.random.default_rng(seed)
+        gone = {int(u) for g in structure.groups for u in rng.permutation(g.units)[: g.size // 3]}
+        if not gone:
+            continue
+        cut = take_out(model.fork(), gone)
+        feeds = [{"x": rng.standard_normal(feed["x"].shape).astype(np.float32)} for _ in range(24)]
+        result = Refit()(cut, LocalContext(feeds, original=model))
+        onnx.checker.check_model(result.model.to_proto(), full_check=True)
+        errors = [
+            sum(float(np.square(run(m, f)["y"] - run(model, f)["y"]).sum()) for f in feeds) for m in (cut, result.model)
+        ]
+        assert np.isfinite(errors).all()
+        shares.append(errors[1] / max(errors[0], 1e-12))
+    assert len(shares) >= 15 and np.median(shares) < 0.7, shares
 
 
 def test_generated_graphs_of_all_kinds() -> None:

@@ -102,3 +102,13 @@ def test_runs_and_costs(tmp_path: Path, subject: Model) -> None:
 def test_an_unknown_value_is_said(tmp_path: Path, subject: Model) -> None:
     with pytest.raises(KeyError, match="nowhere"):
         world(tmp_path, subject, samples_of(subject)).stats(subject, {"nowhere": MinMax()})
+
+
+def test_the_first_samples_are_handed_out_one_a_feed(tmp_path: Path, subject: Model) -> None:
+    found = world(tmp_path, subject, samples_of(subject)).sampled(3)
+    assert len(found) == 3
+    for row, feed in zip(DATA, found, strict=False):
+        np.testing.assert_array_equal(feed["x"], row[None])
+    assert len(world(tmp_path, subject, samples_of(subject)).sampled(10**6)) == len(DATA)
+    with pytest.raises(NoData):
+        world(tmp_path, subject, None).sampled(1)
