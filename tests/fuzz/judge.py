@@ -61,6 +61,7 @@ SPENDING: dict[str, tuple[str, ...]] = {
 
 MAY_OVERFLOW = frozenset({"convert-float16"})
 """Passes to a type with another range: what overflows is turned down when the result is verified."""
+
 SHAKEN_APART = ("prune-heads", "refit")
 """Passes that seldom find anything here: attentions are rare, and there is no earlier pass to make up for. The
 generated networks of ``tests/prune`` are made for them."""
