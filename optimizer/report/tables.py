@@ -152,7 +152,13 @@ def ceilings(found: Ceilings) -> list[RenderableType]:
     head = ("", *(f"{c.threads} thread{'s' if c.threads != 1 else ''}" for c in found.at), "")
     text = f"what it can do at most (onnxruntime {found.runtime}, measured {found.date})"
     cells = [(name, *values, unit) for name, unit, values in rows]
-    return ["", title(text), table(head, cells, right=range(1, 1 + len(found.at)))]
+    first, last = found.at[0], found.at[-1]
+    busy = last.float_macs.high < first.float_macs.low
+    note = (
+        f"{last.threads} threads did less than {first.threads}: the machine was busy, so measure again when it is not"
+    )
+    shown = table(head, cells, right=range(1, 1 + len(found.at)))
+    return ["", title(text), shown, *([line("warning", note, "yellow")] if busy else [])]
 
 
 def cache(entries: Sequence[Kept], folder: str) -> RenderableType:

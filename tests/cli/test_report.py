@@ -32,6 +32,10 @@ def test_doctor_measures(lathe: Lathe, api: SimpleNamespace) -> None:
     text = lathe("doctor", "--measure", "--cache-dir", "c").stdout
     assert asked[0]["measure"] is True and asked[0]["cache_dir"] == Path("c")
     assert "2 threads" in text and "45.0 G" in text and "12.0 GB" in text and "2026-11-26" in text
+    assert "the machine was busy" not in text
+    slow = replace(machine, at=(pages.CEILING, replace(pages.CEILING, threads=2, float_macs=pages.near(20e9))))
+    api.doctor = lambda **given: replace(found, ceilings=slow)
+    assert "the machine was busy" in " ".join(lathe("doctor").stdout.split())
     assert one_object(lathe("doctor", "--json").stdout)["ceilings"]["at"][1]["threads"] == 2
 
 
