@@ -71,6 +71,8 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
     if kind is float:
         _require(isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number", value)
         return float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
     fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     _require(fits, where, {int: "a whole number", str: "a text", bool: "true or false"}.get(kind, str(kind)), value)
     return value

@@ -6,6 +6,7 @@ is text (:mod:`optimizer.report.markup`), so a node called ``<script>`` is a nam
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -142,11 +143,11 @@ def _samples(was: Measured | None, now: Measured | None) -> str:
     found = [m.quality for m in (was, now) if m and m.quality]
     if not found:
         return ""
-    spans = " and ".join(
-        f"[{words.metric_value(replace(q, value=q.low))}, {words.metric_value(replace(q, value=q.high))}]"
-        for q in found
-    )
-    return f"{found[0].metric} on {found[0].samples} samples: {spans}."
+    text = f"{found[0].metric} on {found[0].samples} samples"
+    if not all(math.isfinite(end) for q in found for end in (q.low, q.high)):
+        return f"{text}."
+    ends = [[words.metric_value(replace(q, value=end)) for end in (q.low, q.high)] for q in found]
+    return f"{text}: {' and '.join(f'[{low}, {high}]' for low, high in ends)}."
 
 
 def _times(name: str, found: Sequence[float | None]) -> list[tuple[str, str, str]]:

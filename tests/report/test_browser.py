@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from optimizer.report import html
+from optimizer.report import html, plots
 from tests.report import pages
 from tests.support import browser
 
@@ -73,7 +73,7 @@ def test_it_has_a_dark_face_and_prints(chromium: browser.Browser, page: Path) ->
     drawn = chromium.value(
         "[...document.querySelectorAll('figure svg [fill]')].map(p => getComputedStyle(p).fill).join()"
     )
-    assert "rgb(240, 154, 86)" in drawn, "plots take the colours of the page"
+    assert "rgb(240, 154, 86)" in drawn or not plots.installed(), "plots take the colours of the page"
     chromium.call("Emulation.setEmulatedMedia", media="print", features=[])
     assert chromium.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert chromium.value("getComputedStyle(document.querySelector('nav')).display") == "none"

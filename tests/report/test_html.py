@@ -132,6 +132,14 @@ def test_without_the_library_the_numbers_stand_in_tables(monkeypatch: pytest.Mon
     assert {name for name, _, _ in html._SECTIONS} <= set(page.ids())
 
 
+def test_intervals_without_ends_are_not_shown() -> None:
+    record = pages.full()
+    assert record.final and record.final.quality
+    endless = replace(record.final.quality, low=float("-inf"), high=float("inf"))
+    page = html.page(replace(record, final=replace(record.final, quality=endless)))
+    assert "top1 on 573 samples." in page and "inf" not in " ".join(Reader(page).texts).split()
+
+
 @needs_plots
 def test_odd_numbers_are_drawn_too() -> None:
     same = Latency(0.0, 0.0, 0.0, "cpu", 100, quantiles=(0.0,) * 40)
