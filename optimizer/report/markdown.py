@@ -126,7 +126,7 @@ def _how_to_use(record: Record) -> str:
         "## How to use it\n\n"
         "`model.onnx` has the inputs and outputs of the source. `lathe verify .` checks that nothing was changed "
         "on the way and that it gives the same answers on your machine; `manifest.json` says how to make it again, "
-        "`evidence.json` holds every measurement."
+        "`evidence.json` holds every measurement, and `report.html` shows them in a browser."
     )
 
 
