@@ -27,7 +27,7 @@ from optimizer.decide.policy import Policy
 from optimizer.decide.policy import write as write_policy
 from optimizer.doctoring import doctor
 from optimizer.explaining import explain_settings
-from optimizer.faults import Fault, usage
+from optimizer.faults import Fault, bad_input, usage
 from optimizer.gating import Gated
 from optimizer.measure import bench, latency, scaling
 from optimizer.measure.explain import Explanation
@@ -404,7 +404,11 @@ def report(folder: str | Path, output: str | Path | None = None, *, overwrite: b
     made = {".html": html.page, ".md": markdown.report}.get(place.suffix)
     if made is None:
         raise usage(f"a report cannot be written as '{place.suffix}'", hint="Name a file that ends in .html or .md")
-    artifact.write_text_file(place, made(record), overwrite=overwrite)
+    try:
+        text = made(record)
+    except (ArithmeticError, ValueError) as error:  # evidence may be anyone's: its numbers need not make sense
+        raise bad_input(f"the evidence cannot be shown: {error}", where=str(folder), code="bad-evidence") from error
+    artifact.write_text_file(place, text, overwrite=overwrite)
     return place
 
 

@@ -63,6 +63,8 @@ def drawn(draw: Callable[[Any], None], height: float, name: str, title: str, tol
             figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     except (ImportError, OSError):  # a broken installation, or no place for its list of fonts
         return None
+    except (ArithmeticError, ValueError):  # numbers that have no place on an axis
+        return None
     return _inline(stream.getvalue(), name, title, told)
 
 

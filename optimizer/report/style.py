@@ -56,7 +56,6 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 .tile .big { font-size: 1.75rem; font-weight: 650; line-height: 1.2; letter-spacing: -.02em; }
 .tile .span { color: var(--muted); font-size: .85rem; }
 .tile.first .big { color: var(--result); }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem 2rem; }
 .scroll { overflow-x: auto; margin: .6rem 0; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { text-align: left; vertical-align: top; padding: .38rem .7rem .38rem 0; border-bottom: 1px solid var(--line); }
@@ -65,15 +64,12 @@ tbody th { font-weight: 500; min-width: 8rem; }
 td, thead th { overflow-wrap: break-word; }
 tbody tr:last-child > * { border-bottom: 0; }
 .num { text-align: right; white-space: nowrap; }
-.quiet { color: var(--muted); }
-tr.ships > th { color: var(--result); font-weight: 650; }
 .key { display: inline-block; width: .7em; height: .7em; border-radius: 3px; margin-right: .35em; }
 .key.source { background: var(--source); } .key.result { background: var(--result); }
 .legend { display: flex; gap: 1.2rem; flex-wrap: wrap; font-size: .85rem; color: var(--muted); }
 .bar { display: block; width: 100%; min-width: 5rem; height: .5rem; margin: .22rem 0; background: var(--soft);
   border-radius: 2px; }
 rect.source { fill: var(--source); } rect.result { fill: var(--result); } rect.bad { fill: var(--bad); }
-.pair { width: 34%; }
 code, pre { font: .86em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 code { background: var(--soft); border-radius: 4px; padding: .08em .35em; }
 pre { background: var(--soft); border-radius: 8px; padding: .8rem 1rem; white-space: pre-wrap; margin: .6rem 0; }
@@ -117,7 +113,6 @@ footer { color: var(--muted); font-size: .85rem; margin-top: 1.6rem; }
   nav { display: none; }
   section, .tile { border-radius: 0; border-width: 1px 0 0; padding: .7rem 0 0; }
   .tiles { grid-template-columns: repeat(4, 1fr); }
-  .columns { grid-template-columns: 1fr 1fr; }
   h2, h3, thead { break-after: avoid; }
   figure, tr, .tile, pre { break-inside: avoid; }
   .scroll { overflow: visible; }

@@ -57,6 +57,18 @@ def test_report(lathe: Lathe, tmp_path: Path) -> None:
     assert nothing.exit_code == 3 and "not a Lathe artifact" in nothing.stderr
 
 
+def test_evidence_whose_numbers_make_no_sense_is_refused(lathe: Lathe, tmp_path: Path) -> None:
+    tree = evidence.of(pages.full(), "x")
+    tree["final"]["roofline"]["bytes"] |= {"value": 0.0, "high": 0.0}
+    (tmp_path / "evidence.json").write_text(json.dumps(tree))
+    assert lathe("report", ".", "-o", "a.html").exit_code == 0, "a mark that has no place is left out"
+    tree["final"]["roofline"]["bytes"]["low"] = None
+    (tmp_path / "evidence.json").write_text(json.dumps(tree))
+    broken = lathe("report", ".", "-o", "b.html")
+    assert broken.exit_code == 3 and "the evidence cannot be shown" in broken.stderr
+    assert not (tmp_path / "b.html").exists()
+
+
 def test_a_benchmark_tells_more_when_asked(lathe: Lathe, api: SimpleNamespace) -> None:
     asked: list[Any] = []
     row = replace(ROW, profile=pages.profile(), roofline=pages.roofline(), per_million=pages.near(0.1))
