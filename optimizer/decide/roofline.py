@@ -165,4 +165,5 @@ def _of_nothing(profile: Profile | None) -> list[str]:
         return ["see which operators take the time: lathe benchmark --profile"]
     top = profile.ops[0]
     share = top.ms.value / whole
-    return [f"most of the kernels' time is in {top.op} ({share:.0%}, {top.nodes} node{'s' if top.nodes != 1 else ''})"]
+    nodes = f"{top.nodes} node{'s' if top.nodes != 1 else ''}"
+    return [f"a look at {top.op}, where most of the kernels' time goes ({share:.0%}, {nodes})"]

@@ -17,6 +17,7 @@ import numpy as np
 
 from optimizer.measure.explain_graph import INSIDE, Kernel, kernels_of, layer_kernels, runs_on_integers
 from optimizer.measure.stats import CONFIDENCE, student
+from optimizer.plan import ProviderText
 from optimizer.records import Interval, LayerWork, NodeCost, OpCost, Profile
 from optimizer.runtime import sessions
 from optimizer.runtime.sessions import Site
@@ -65,7 +66,7 @@ def anatomy(
 
     Raises as :func:`optimizer.runtime.sessions.ask` does.
     """
-    if site.provider in LAUNCHED_ELSEWHERE:
+    if ProviderText.parse(site.provider).name in LAUNCHED_ELSEWHERE:
         return None
     with sessions.worker() as worker:
         found = sessions.ask(

@@ -124,14 +124,22 @@ def _measured(record: Record) -> Html | None:
     rows = words.before_and_after(record)
     at = next((i + 1 for i, row in enumerate(rows) if row[0] == "latency"), len(rows))
     for name, key in (("99 % of runs within", "p99"), ("90 % of runs within", "p90")):
-        tails = [getattr(m.latency_ms, key, None) if m else None for m in (was, now)]
-        rows[at:at] = _times(name, tails)
+        tails = [_tail(m, key) for m in (was, now)]
+        rows[at:at] = [(name, tails[0], tails[1])] if any(t != words.NOTHING for t in tails) else []
     for name, key in (("time to load", "load_ms"), ("first run", "first_ms")):
         rows += _times(name, [getattr(m, key, None) for m in (was, now)])
     if not rows:
         return None
     notes = [text for text in (_runs(was, now), _samples(was, now)) if text]
     return join([table(("", "source", "result"), rows), tag("p", " ".join(notes), class_="note") if notes else None])
+
+
+def _tail(found: Measured | None, key: str) -> str:
+    """A tail of the latency with its interval, where there are enough runs for them."""
+    latency = found.latency_ms if found else None
+    span: Interval | None = getattr(latency, f"{key}_interval", None)
+    text = words.milliseconds(getattr(latency, key, None))
+    return f"{text} [{words.significant(span.low)}, {words.significant(span.high)}]" if span else text
 
 
 def _runs(was: Measured | None, now: Measured | None) -> str:

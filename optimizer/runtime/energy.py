@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from optimizer.plan import PROVIDERS
+from optimizer.plan import PROVIDERS, ProviderText
 
 POWERCAP = Path("/sys/class/powercap")
 ON_NVIDIA = frozenset((PROVIDERS["cuda"], PROVIDERS["tensorrt"]))
@@ -61,8 +61,8 @@ class Nvml:
 
 
 def meter(provider: str, powercap: Path = POWERCAP) -> Meter | None:
-    """What counts the energy of runs on ``provider`` (full name), or ``None``. A GPU's host is not counted."""
-    return _nvml() if provider in ON_NVIDIA else _rapl(powercap)
+    """What counts the energy of runs on ``provider`` (its name, options aside), or ``None``. A GPU's host is not counted."""
+    return _nvml() if ProviderText.parse(provider).name in ON_NVIDIA else _rapl(powercap)
 
 
 def _rapl(powercap: Path) -> Rapl | None:

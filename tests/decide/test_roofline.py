@@ -76,7 +76,7 @@ def test_nothing_comes_near() -> None:
     found = roofline.hold(work(float_macs=5_000_000, least=1e6, most=30e6), 1, latency, MACHINE, ONE, profile)
     assert found is not None and found.bound is Bound.NOTHING
     assert "no ceiling explains" in found.says and "it may still be bandwidth" in found.says
-    assert found.advice == ("most of the kernels' time is in Transpose (70%, 3 nodes)",)
+    assert found.advice == ("a look at Transpose, where most of the kernels' time goes (70%, 3 nodes)",)
 
 
 def test_rivals_and_ceilings_that_were_too_low_are_named() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from optimizer.measure.explain_graph import Kernel
-from optimizer.measure.profile import counted, midmean, profile_of
+from optimizer.measure.profile import anatomy, counted, midmean, profile_of
+from optimizer.runtime.sessions import Site
 from tests.kit.test_work import quantized
 
 
@@ -54,3 +56,8 @@ def test_work_counts_as_its_kernel_runs_it() -> None:
     assert [(y.layer, y.macs, y.ms, y.integer) for y in fused.layers] == [("h", 64, 0.5, True)]
     apart = counted(model, feed, [Kernel("h", "MatMul", (), ("h",), 0.5)])
     assert (apart.float_macs, apart.int8_macs) == (64, 0)
+
+
+def test_a_gpu_has_no_profile_that_tells_anything() -> None:
+    site = Site("CUDAExecutionProvider:device_id=1", 1, "")
+    assert anatomy(Path("nowhere.onnx"), quantized(), {}, site) is None

@@ -65,7 +65,7 @@ def library(millijoules: list[int], *, broken: bool = False) -> SimpleNamespace:
 def test_a_gpu_is_counted_by_nvml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     zone(tmp_path, "intel-rapl:0", "package-0", "5000000")
     monkeypatch.setitem(sys.modules, "pynvml", library([1000, 5000, 8500]))
-    found = energy.meter(CUDA, tmp_path)
+    found = energy.meter(f"{CUDA}:device_id=0", tmp_path)
     assert found is not None and "NVML" in found.says
     assert energy.used(found.read(), found.read(), found.spans()) == pytest.approx(3.5)
     monkeypatch.setitem(sys.modules, "pynvml", library([], broken=True))
