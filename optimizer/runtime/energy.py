@@ -61,7 +61,7 @@ class Nvml:
 
 
 def meter(provider: str, powercap: Path = POWERCAP) -> Meter | None:
-    """What counts the energy of runs on ``provider`` (its name, options aside), or ``None``. A GPU's host is not counted."""
+    """What counts the energy of runs on ``provider``, or ``None``. A GPU's host is not counted."""
     return _nvml() if ProviderText.parse(provider).name in ON_NVIDIA else _rapl(powercap)
 
 
