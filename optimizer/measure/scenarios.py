@@ -135,11 +135,10 @@ def _too_short(load: Load, seconds: float) -> str:
 
 # -- one restart -------------------------------------------------------------------------------------------------------
 def _restart(part: _Part, load: Load, site: Site, seconds: float, seed: int) -> None:
-    assert part.pace is not None
     try:
         with sessions.worker() as worker:
-            _begin(worker, part.contender, load, site)
-            part.runs.append(_once(Asked(worker, load, part.pace, seconds, seed), part))
+            pace = _begin(worker, part.contender, load, site)
+            part.runs.append(_once(Asked(worker, load, pace, seconds, seed), part))
     except (WorkerDied, CallFailed, Fault) as error:
         part.fails(error)
 
