@@ -84,13 +84,11 @@ def run_loads(models: tuple[str, ...], given: dict[str, Any], settings: Settings
         return None
     from optimizer.measure.drivers import Load
 
-    chosen = click.get_current_context().get_parameter_source("seconds")
-    default = chosen is click.core.ParameterSource.DEFAULT
+    seconds = given["seconds"] if _said("seconds") else DEFAULT_SECONDS
     batches = given["batches"] if _said("batches") else (None,)
     loads = [
         Load(
-            scenario, DEFAULT_SECONDS if default else given["seconds"], batch, given["samples_per_query"],
-            given["latency_bound"] or 0.0, given["chunk"],
+            scenario, seconds, batch, given["samples_per_query"], given["latency_bound"] or 0.0, given["chunk"]
         )
         for scenario in dict.fromkeys(given["scenario"])
         for batch in (batches if scenario != "streaming" else (None,))
@@ -121,6 +119,9 @@ def _check(given: dict[str, Any]) -> None:
         if given[name] and scenario not in asked:
             raise usage(f"--{name.replace('_', '-')} belongs to --scenario {scenario}")
     if not asked:
+        alone = next((n for n in ("driver", "samples_per_query") if _said(n)), None)
+        if alone is not None:
+            raise usage(f"--{alone.replace('_', '-')} belongs to --scenario")
         return
     for name in ("provider_names", "threads"):
         if len(given[name]) > 1:

@@ -26,7 +26,6 @@ JUDGED: Mapping[str, float] = {"single-stream": 0.90, "multi-stream": 0.99, "ser
 """The percentile of the latency that each scenario is judged by; offline is judged by its throughput."""
 
 SCENARIOS = (*JUDGED, "offline")
-DRIVERS = ("light", "loadgen")
 SAMPLES_PER_QUERY = 8
 PLENTY, LOADGEN_PLENTY = 1.5, 1.1
 """How many more queries are asked for than a look beforehand suggests, and how many more loadgen makes by itself."""

@@ -74,6 +74,7 @@ def test_without_seconds_and_batch_a_scenario_takes_its_own(recorder: Recorder) 
     [
         (["--scenario", "server"], "needs a bound"),
         (["--latency-bound", "5ms"], "belongs to --scenario server"),
+        (["--driver", "loadgen"], "--driver belongs to --scenario"),
         (["--scenario", "offline", "--state", "a=b"], "belongs to --scenario streaming"),
         (["--scenario", "offline", "--threads", "1", "--threads", "2"], "one number of threads"),
         (["--scenario", "offline", "--metric", "top1", "--data", "d.npz"], "measures no quality"),
@@ -97,6 +98,13 @@ def test_exit_codes(recorder: Recorder) -> None:
     for code, exit_code in (("limit-not-met", 1), ("too-short", 4)):
         recorder.rows = (row(reason="no", code=code),)
         assert run("m.onnx", "--scenario", "server", "--latency-bound", "1ms").exit_code == exit_code
+
+
+def test_the_words_are_those_that_are_measured() -> None:
+    from optimizer.cli.loads import SCENARIOS
+    from optimizer.measure import drivers
+
+    assert set(SCENARIOS) == set(drivers.SCENARIOS)
 
 
 def test_no_model_is_a_usage_error() -> None:

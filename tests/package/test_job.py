@@ -108,7 +108,18 @@ def test_it_comes_back_with_intervals_and_the_other_machine(travelled: tuple[Pat
     assert found.environment["packages"]["onnxruntime"] and "core" in found.machine and not found.warnings
 
 
-def test_unpacked_it_runs_too(travelled: tuple[Path, Path], tmp_path: Path) -> None:
+def test_unpacked_it_runs_too(tmp_path: Path) -> None:
+    job.write(tmp_path / "j.zip", cargo(tmp_path, 8), [CPU], [1], [1], Effort(restarts=1, seconds=0.01, least=1))
+    with zipfile.ZipFile(tmp_path / "j.zip") as archive:
+        archive.extractall(tmp_path / "job")
+    command = [sys.executable, str(tmp_path / "job" / "runner.py"), "--out", str(tmp_path / "r.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    (row,) = job_result.read(tmp_path / "r.json", job.read(tmp_path / "j.zip")).rows
+    assert row.latency is not None and row.latency.p50 > 0
+
+
+def test_files_are_held_against_their_digests(travelled: tuple[Path, Path], tmp_path: Path) -> None:
     with zipfile.ZipFile(travelled[0]) as archive:
         archive.extractall(tmp_path / "job")
     (tmp_path / "job" / "models").rename(tmp_path / "kept")
