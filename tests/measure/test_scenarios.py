@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import queue
+import time
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +133,27 @@ def test_arrivals_are_random_with_the_rate_asked_for(tmp_path: Path, monkeypatch
     driver.server(1000.0, 2000, [0, 1], 1e9, 10**9)
     gaps = np.diff(due)
     assert gaps.mean() == pytest.approx(1e-3, rel=0.1) and gaps.std() == pytest.approx(1e-3, rel=0.1)
+
+
+def test_waiting_counts_from_the_moment_a_query_was_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight at a time, a hundredth of a second each time, all there at once: those that were due earlier took longer."""
+    due: list[float] = []
+
+    def at_once(waiting: queue.SimpleQueue[int], moments: list[float]) -> None:
+        due.extend(moments)
+        for number in range(len(moments)):
+            waiting.put(number)
+
+    monkeypatch.setattr(driver, "_issue", at_once)
+    feeds, _ = scenarios.library(contender(tmp_path))
+    driver.begin(str(tmp_path / "x.onnx"), feeds, ["x"], 8, SITE.provider, 1, 1.0)
+    monkeypatch.setattr(driver.System, "run", lambda self, chosen: time.sleep(0.01))
+    taken = driver.server(1000.0, 16, [0, 1], 1e9, 10**9)
+    for first in (0, 8):
+        assert np.diff(taken[first : first + 8]) == pytest.approx(-1e3 * np.diff(due[first : first + 8]), abs=1e-6)
+    assert taken[8] + due[8] * 1e3 > taken[7] + due[7] * 1e3 + 9, "the second eight had to wait for the first"
+    failed = driver.server(1000.0, 100, [0, 1], -1e9, 3)
+    assert 4 <= len(failed) < 20, "a run that cannot hold any more ends"
 
 
 def test_what_loadgen_says_is_read() -> None:

@@ -147,7 +147,7 @@ def first(tree: Tree) -> Tree:
 
 
 def _faster(tree: Tree) -> None:
-    tree["seconds"] = 1e-3
+    tree["seconds"], tree["finished"] = 1e-3, tree["started"]
 
 
 def _longer(tree: Tree) -> None:
