@@ -136,7 +136,7 @@ def test_arrivals_are_random_with_the_rate_asked_for(tmp_path: Path, monkeypatch
 
 
 def test_waiting_counts_from_the_moment_a_query_was_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight at a time, a hundredth of a second each time, all there at once: those that were due earlier took longer."""
+    """Eight at a time, 10 ms each time, all there at once: those that were due earlier took longer."""
     due: list[float] = []
 
     def at_once(waiting: queue.SimpleQueue[int], moments: list[float]) -> None:
