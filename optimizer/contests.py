@@ -10,18 +10,27 @@ from typing import Any
 
 from optimizer.data.metrics import Metric
 from optimizer.data.samples import Samples
+from optimizer.faults import usage
 from optimizer.measure import scenarios
 from optimizer.measure.carried import pairs_of
 from optimizer.measure.drivers import Load
 from optimizer.measure.latency import Effort
 from optimizer.package import job, job_result
-from optimizer.plan import DataRequest, Settings, SourceRequest
+from optimizer.plan import OPENVINO_RUNTIME, DataRequest, Settings, SourceRequest
 from optimizer.progress import Silent, Watcher
 from optimizer.records import ScenarioRow
 from optimizer.runtime import hardware, providers
 from optimizer.runtime.sessions import Site
 from optimizer.store.store import Store
-from optimizer.workshop import choose_metric, made_up_samples, open_model, open_site, read_samples, scratch_folder
+from optimizer.workshop import (
+    choose_metric,
+    choose_site,
+    made_up_samples,
+    open_model,
+    open_site,
+    read_samples,
+    scratch_folder,
+)
 from passes.kit.model import Model
 
 
@@ -88,10 +97,10 @@ def under_load(
     """
     watch = watch or Silent()
     base = (settings or Settings(SourceRequest(models[0]))).but(data=DataRequest(data), metric=None)
-    store, site = Store(base.cache_dir), open_site(provider, threads)
+    store, cpu, site = Store(base.cache_dir), open_site("cpu", 1), choose_site(provider, threads)
     rows: list[ScenarioRow] = []
     with ExitStack() as stack:
-        runners = [open_runner(base, text, store, site, watch, stack) for text in models]
+        runners = [open_runner(base, text, store, cpu, watch, stack) for text in models]
         for load in loads:
             streams = load.scenario == "streaming"
             contenders = [
@@ -130,6 +139,7 @@ def export_job(
     Raises :class:`~optimizer.faults.Fault` when a model cannot be opened or the zip cannot be written.
     """
     watch = watch or Silent()
+    names = [_travelling(name) for name in provider_names]
     base = (settings or Settings(SourceRequest(models[0]))).but(data=DataRequest(data), metric=None)
     store, site = Store(base.cache_dir), open_site("cpu", 1)
     with ExitStack() as stack:
@@ -137,8 +147,16 @@ def export_job(
         for note in dict.fromkeys(w for r in runners for w in r.warnings):
             watch.warn(note)
         cargo = [job.Cargo(r.name, r.model, r.size_bytes, r.samples) for r in runners]
-        names = [providers.full_name(name) for name in provider_names]
         return job.write(Path(place), cargo, names, batches, threads, Effort(3, seconds))
+
+
+def _travelling(text: str) -> str:
+    """The full name of a provider of onnxruntime, which is all that the runner knows."""
+    if ":" in text or providers.named(text) == OPENVINO_RUNTIME:
+        raise usage(
+            f"a job cannot take '{text}'", hint="Name a provider of onnxruntime without options, as in openvino"
+        )
+    return providers.named(text)
 
 
 def import_results(paths: Sequence[str | Path], job_file: str | Path | None = None) -> tuple[job_result.Imported, ...]:

@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from optimizer.runtime import values
-from optimizer.runtime.providers import open_session
+from optimizer.runtime.engines import Program, engine_for
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Any]
@@ -29,9 +28,9 @@ WARM_UP_RUNS = 3
 
 @dataclass
 class System:
-    """The system under test: a session, samples in memory, and how many of them may run together."""
+    """The system under test: a loaded model, samples in memory, and how many of them may run together."""
 
-    session: Any
+    program: Program
     feeds: list[Feeds]
     joined: frozenset[str]
     batch: int
@@ -39,7 +38,7 @@ class System:
     def run(self, chosen: Sequence[int]) -> None:
         """Run these samples, at most ``batch`` of them together."""
         for start in range(0, len(chosen), self.batch):
-            values.run(self.session, self._feed(chosen[start : start + self.batch]), None)
+            self.program.run(self._feed(chosen[start : start + self.batch]))
 
     def _feed(self, chosen: Sequence[int]) -> Feeds:
         first = self.feeds[chosen[0]]
@@ -67,7 +66,7 @@ def begin(
     ``feeds`` hold one sample each, ``joined`` are the inputs that are put together along axis 0 (none: samples run one
     by one). Returns milliseconds of a run with one sample and with ``batch`` of them, medians of the warm-up.
     """
-    opened = System(open_session(path, provider, threads), feeds, frozenset(joined), batch if joined else 1)
+    opened = System(engine_for(provider).open(path, threads), feeds, frozenset(joined), batch if joined else 1)
     _OPEN[:] = [opened]
     one = _pace(opened, 1, warm_up_ms / 2)
     whole = _pace(opened, opened.batch, warm_up_ms / 2) if opened.batch > 1 else one
@@ -162,7 +161,6 @@ def carry(pairs: list[list[str]], seconds: float, least: int) -> dict[str, Any]:
     the end.
     """
     opened = system()
-    names = [o.name for o in opened.session.get_outputs()]
     state: Feeds = {}
     taken: list[float] = []
     end, step = time.perf_counter() + seconds, 0
@@ -170,8 +168,8 @@ def carry(pairs: list[list[str]], seconds: float, least: int) -> dict[str, Any]:
         if step % len(opened.feeds) == 0:
             state = {}
         start = time.perf_counter_ns()
-        found = values.run(opened.session, {**opened.feeds[step % len(opened.feeds)], **state}, names)
-        state = {given: found[names.index(made)] for given, made in pairs}
+        found = opened.program.run({**opened.feeds[step % len(opened.feeds)], **state})
+        state = {given: found[made] for given, made in pairs}
         taken.append((time.perf_counter_ns() - start) / 1e6)
         step += 1
     broken = [n for n, a in state.items() if a.dtype.kind == "f" and not np.isfinite(a).all()]

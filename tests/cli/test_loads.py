@@ -134,3 +134,10 @@ def test_quality_is_paired_and_cut(tmp_path: Path) -> None:
     assert pair["model"].endswith("b.onnx") and pair["samples"] == 120 and pair["sliced_by"] == "place"
     assert pair["looks"] == 2 and {s["name"] for s in pair["slices"]} == {"in", "out"}
     assert pair["lost"] > pair["won"] and pair["p"] < 0.05 and pair["drop"]["low"] > 0 and 0 < pair["detectable"] < 1
+
+
+@pytest.mark.parametrize("provider", ["cuda:device_id=1", "openvino-runtime"])
+def test_a_job_takes_providers_of_onnxruntime_alone(tmp_path: Path, provider: str) -> None:
+    model = models.cnn(tmp_path / "m.onnx", width=8)
+    assert "a job cannot take" in told(str(model), "--export-job", str(tmp_path / "j.zip"), "--provider", provider)
+    assert not (tmp_path / "j.zip").exists()
