@@ -25,15 +25,3 @@ def _external_files(proto: Any) -> set[str]:
     from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, uses_external_data
 
     return {ExternalDataInfo(t).location for t in _get_all_tensors(proto) if uses_external_data(t)}
-
-
-def to_openvino(path: str, feeds: list[dict[str, Any]], out: str) -> list[dict[str, Any]]:
-    """Write OpenVINO's form of an ONNX file to ``out`` (.xml) without rounding weights, load that file again and give
-    its outputs by name for each feed."""
-    import openvino
-
-    openvino.save_model(openvino.convert_model(path), out, compress_to_fp16=False)
-    exactly = {"INFERENCE_PRECISION_HINT": "f32", "CACHE_DIR": ""}
-    model = openvino.Core().compile_model(out, "CPU", exactly)
-    names = [output.get_any_name() for output in model.outputs]
-    return [dict(zip(names, list(model(feed).values()), strict=True)) for feed in feeds]

@@ -11,7 +11,7 @@ from optimizer.package.formats.converted import held_to_golden
 from optimizer.package.receiver.words import MANIFEST
 from optimizer.workers.pool import CallFailed, Worker, WorkerDied
 
-CONVERT = "optimizer.package.jobs:to_openvino"
+CONVERT = "optimizer.runtime.engines.openvino_:write_ir"
 SECONDS = 600.0
 
 
