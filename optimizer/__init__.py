@@ -10,7 +10,21 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from optimizer.api import benchmark, check_data, compile, doctor, explain, export, gate, inspect, verify
+    from optimizer.api import (
+        benchmark,
+        check_data,
+        compile,
+        diff,
+        doctor,
+        explain,
+        export,
+        gate,
+        inspect,
+        package,
+        replay,
+        sign,
+        verify,
+    )
     from optimizer.faults import Fault
     from optimizer.records import Record
 
@@ -20,11 +34,15 @@ __all__ = [
     "benchmark",
     "check_data",
     "compile",
+    "diff",
     "doctor",
     "explain",
     "export",
     "gate",
     "inspect",
+    "package",
+    "replay",
+    "sign",
     "verify",
 ]
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from optimizer import checking, examining, gating
+from optimizer.comparing import compare
 from optimizer.compile import compile_settings
 from optimizer.contests import Runner, ScenarioReport, export_job, import_results, open_runner, under_load
 from optimizer.data.metrics import Metric
@@ -37,13 +38,17 @@ from optimizer.measure.scaling import Sweeps
 from optimizer.package import artifact
 from optimizer.package import evidence as evidence_file
 from optimizer.package.check import verify
+from optimizer.package.formats import package
+from optimizer.package.signing import sign
 from optimizer.plan import DataRequest, Settings, SourceRequest, default_cache_dir
 from optimizer.preflight import plan
 from optimizer.progress import Silent, Watcher
 from optimizer.records import BenchmarkRow, Noise, PairedQuality, Record, Sweep
+from optimizer.replaying import replay as replay_settings
 from optimizer.report import html, markdown
 from optimizer.report.drift import DriftRecord
 from optimizer.report.inspection import Inspection, inspect_model
+from optimizer.report.nouns import Difference, Replayed
 from optimizer.report.pages import PassPage, gather
 from optimizer.runtime import hardware, providers
 from optimizer.runtime.sessions import Site
@@ -71,6 +76,7 @@ __all__ = [
     "check_data_settings",
     "compile",
     "compile_settings",
+    "diff",
     "doctor",
     "evidence",
     "explain",
@@ -80,10 +86,13 @@ __all__ = [
     "gate_policy",
     "import_results",
     "inspect",
+    "package",
     "passes_list",
     "plan",
     "reduce",
+    "replay",
     "report",
+    "sign",
     "under_load",
     "verify",
 ]
@@ -412,6 +421,36 @@ def report(folder: str | Path, output: str | Path | None = None, *, overwrite: b
     return place
 
 
+def diff(left: str, right: str, *, settings: Settings | None = None) -> Difference:
+    """How ``right`` differs from ``left``: recipe, lineage, signature, operators, weights and what was measured.
+
+    Each is an artifact's folder or any MODEL. Raises :class:`optimizer.Fault` when one cannot be opened.
+    """
+    return compare(str(left), str(right), settings or Settings(SourceRequest(str(left))))
+
+
+def replay(
+    artifact: str | Path,
+    *,
+    settings: Settings | None = None,
+    output: str | Path | None = None,
+    watch: Watcher | None = None,
+) -> Replayed:
+    """Make an artifact again from its manifest and compare every file by its digest.
+
+    Args:
+        artifact: The folder of an artifact.
+        settings: Where the model and the data are (``source.model`` empty: the name in the manifest); the rest is the
+            manifest's.
+        output: Keep what was made there.
+        watch: Told about progress.
+
+    Raises :class:`optimizer.Fault`: exit 4 when the model or the data is not here, with the digest that is needed.
+    """
+    kept = None if output is None else Path(output)
+    return replay_settings(Path(artifact), settings or Settings(SourceRequest("")), kept, watch or Silent())
+
+
 def passes_list(names: Sequence[str] = ()) -> tuple[PassPage, ...]:
     """The pages of the named passes, or of all. Raises :class:`optimizer.Fault` for an unknown name."""
     if not names:
@@ -436,5 +475,5 @@ def cache_prune(cache_dir: Path | None = None, max_bytes: int = LIMIT_BYTES) -> 
 
 # Two of these functions are called like a module and a room of ours; importing those put them where the functions
 # belong. Modules are still found by their full names.
-for _name in ("compile", "verify"):
+for _name in ("compile", "package", "verify"):
     setattr(sys.modules["optimizer"], _name, globals()[_name])

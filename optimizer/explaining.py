@@ -21,7 +21,7 @@ from optimizer.measure.explain_graph import Kernel, by_op, islands, kernels, lay
 from optimizer.measure.explain_layers import layer_errors, output_sqnr, sqnr
 from optimizer.measure.explain_twin import float_twin
 from optimizer.measure.sweep import sweep
-from optimizer.package.artifact import MANIFEST
+from optimizer.package.receiver.words import MANIFEST
 from optimizer.plan import Settings
 from optimizer.progress import Watcher
 from optimizer.report.inspection import inspect_model

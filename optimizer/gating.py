@@ -26,10 +26,10 @@ from optimizer.measure.quality import Judge, quality_of
 from optimizer.measure.scales import QualityReading
 from optimizer.measure.stats import USUAL_SHARE, detectable, paired_drop, samples_for
 from optimizer.package import baseline as results_file
-from optimizer.package.artifact import MANIFEST, MODEL
 from optimizer.package.baseline import Results, Rows
 from optimizer.package.check import verify
 from optimizer.package.manifest import signature_of
+from optimizer.package.receiver.words import MANIFEST, MODEL
 from optimizer.plan import DataRequest, Settings
 from optimizer.progress import Watcher
 from optimizer.records import GateRecord, Quality, Ruled, Ruling, to_plain

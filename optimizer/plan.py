@@ -143,6 +143,7 @@ class Settings:
     batch: int = DEFAULT_BATCH
     threads: int = DEFAULT_THREADS
     custom_ops: tuple[Path, ...] = ()
+    license: str | None = None
     seconds: float = 3.0
     strict: bool = False
     golden: str = "synthetic"

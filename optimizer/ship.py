@@ -7,6 +7,7 @@ import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from optimizer.measure import adequacy
 from optimizer.measure.scales import QualityReading, SpeedReading
 from optimizer.package import artifact, evidence, golden, manifest
 from optimizer.package.golden import GoldenPair
+from optimizer.package.receiver.files import describe_file
 from optimizer.records import (
     Confidence,
     Interval,
@@ -34,7 +36,8 @@ from optimizer.records import (
 from optimizer.report import frontier as drawing
 from optimizer.report import html, markdown
 from optimizer.runtime import hardware, sessions
-from optimizer.verify.apply import Candidate
+from optimizer.runtime.providers import SESSION
+from optimizer.verify.apply import Candidate, code_digest
 from optimizer.watch import memory, reference, sketches
 from optimizer.workshop import Bench
 from passes.kit.model import Model
@@ -88,7 +91,7 @@ def ship(
     pairs = golden_pairs(bench, model)
     tree = manifest.build(
         model=model,
-        source=manifest.SourceIdentity(bench.source.name, bench.source.kind, bench.source.digest),
+        source=source_identity(bench),
         recipe=recipe,
         target=bench.target,
         provider=bench.site.provider,
@@ -100,11 +103,13 @@ def ship(
         lossy=choice.lossy,
         golden=pairs,
         golden_origin=bench.settings.golden,
-        custom_ops={Path(p).name: artifact.describe_file(Path(p))["sha256"] for p in bench.site.custom_ops},
+        custom_ops={Path(p).name: describe_file(Path(p))["sha256"] for p in bench.site.custom_ops},
         runs_at={"batch": bench.settings.batch, "threads": bench.settings.threads},
+        code=code_digest("passes."),
+        licence=manifest.licence_of(bench.source.model, bench.settings.license),
     )
     public = replace(record, artifact=None, source=public_name(bench.settings.source.model))
-    found = evidence.of(public, choice.label)
+    found = evidence.of(public, choice.label) | proofs_and_settings(bench, choice)
     contents = artifact.Contents(
         model,
         tree,
@@ -279,6 +284,37 @@ def _dissected(bench: Bench, side: Measured | None, model: Model) -> Measured | 
         return None
     found = dissect(model, bench.feed, bench.site, side.latency_ms, bench.store, bench.watch)
     return replace(side, profile=found.profile, roofline=found.roofline)
+
+
+def proofs_and_settings(bench: Bench, choice: Choice) -> dict[str, Any]:
+    """For the evidence: what of the shipped model's rewrites was proved and tested, and how the runtime was set."""
+    notes = choice.candidate.notes if choice.candidate else ()
+    rewrites = {
+        "changes": sum(n.changes for n in notes),
+        "proved": sum(n.proved for n in notes),
+        "tested": sum(n.tested for n in notes),
+        "unreached": sum(n.unreached for n in notes),
+        "left_out": [line for n in notes for line in n.left_out],
+    }
+    runtime = {**bench.site.plain(), "version": bench.site.runtime, "clock": bench.site.clock} | SESSION
+    return {"rewrites": rewrites, "runtime": runtime}
+
+
+def source_identity(bench: Bench) -> manifest.SourceIdentity:
+    """The source with whatever shapes it again: the options that an export takes, the artifact that it came from."""
+    asked = bench.settings.source
+    given = {
+        "example": asked.example,
+        "dynamic": list(asked.dynamic),
+        "shapes": list(asked.shapes),
+        "opset": asked.opset,
+        "fix_training": asked.fix_training,
+        "weights": describe_file(asked.folder / asked.weights)["sha256"] if asked.weights else None,
+    }
+    options = {key: value for key, value in given.items() if value}
+    parents = manifest.parents_of(asked.folder / asked.model) if bench.source.kind == "onnx" else ()
+    name = public_name(asked.model)
+    return manifest.SourceIdentity(name, bench.source.kind, bench.source.digest, options, parents)
 
 
 def data_digests(bench: Bench) -> dict[str, str]:

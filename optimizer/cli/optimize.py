@@ -207,6 +207,9 @@ POSITIVE = click.IntRange(min=1)
     help="Let the artifact remember what its data looks like, for lathe check-data.",
 )
 @option(
+    "--license", section=OUTPUT, metavar="TEXT", help="Licence of the result (an SPDX expression), for the manifest."
+)
+@option(
     "--cache-dir",
     section=OUTPUT,
     type=FILE,

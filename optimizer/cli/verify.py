@@ -22,12 +22,41 @@ from optimizer.faults import Exit
     multiple=True,
     help="Library of custom operators that the artifact needs; its code runs in the workers. Repeatable.",
 )
-def command(folder: Path, latency: bool, custom_ops: tuple[Path, ...], as_json: bool) -> None:
-    """Check the artifact in DIR: every file's digest, that it loads in a fresh process, and its golden pairs.
+@option("--require-signature", section="Signature", is_flag=True, help="An unsigned artifact does not hold.")
+@option(
+    "--key",
+    section="Signature",
+    type=click.Path(path_type=Path),
+    metavar="PEM",
+    help="Public key it must be signed with.",
+)
+@option(
+    "--certificate",
+    "roots",
+    section="Signature",
+    type=click.Path(path_type=Path),
+    metavar="PEM",
+    multiple=True,
+    help="Authority that the signer's certificate must come from. Repeatable.",
+)
+def command(
+    folder: Path,
+    latency: bool,
+    custom_ops: tuple[Path, ...],
+    require_signature: bool,
+    key: Path | None,
+    roots: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Check the artifact in DIR: every file's digest, its signature, that it loads in a fresh process, and its golden
+    pairs. The script verify.py in the artifact makes the same checks without Lathe.
 
     Exit code 1 when something is not as it was shipped.
     """
-    report = api().verify(folder, latency=latency, custom_ops=custom_ops)
+    from optimizer.package.receiver.words import Trust
+
+    trust = Trust(require_signature, key, roots)
+    report = api().verify(folder, latency=latency, custom_ops=custom_ops, trust=trust)
     if as_json:
         from optimizer.report.json_ import dump
 

@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import errno
 import glob
-import hashlib
 import json
 import os
 import secrets
@@ -20,32 +19,33 @@ from typing import IO, Any
 
 import onnx_ir as ir
 
+from optimizer import __version__
 from optimizer.faults import Fault, broken, usage
 from optimizer.package import golden as pairs_file
 from optimizer.package.golden import GoldenPair
-from optimizer.package.manifest import SCHEMA_FAMILY, to_text
+from optimizer.package.manifest import to_text
+from optimizer.package.receiver import script
+from optimizer.package.receiver.files import describe_file
+from optimizer.package.receiver.words import EVIDENCE, GOLDEN, MANIFEST, MODEL, SCHEMA_FAMILY, SIGNATURE, SUMS, WEIGHTS
 from passes.kit.model import Model
 
-MODEL = "model.onnx"
-WEIGHTS = "model.onnx.data"
-MANIFEST = "manifest.json"
-EVIDENCE = "evidence.json"
 REPORT = "report.md"
 PAGE = "report.html"
 FRONTIER = "frontier.svg"
-GOLDEN = "golden"
 WATCH = "watch.npz"
-SUMS = "SHA256SUMS"
-"""Digests of every other file, in the form that ``sha256sum -c`` reads."""
+SCRIPT = "verify.py"
+PROVENANCE = "provenance.json"
+BOM = "bom.cdx.json"
 
-KNOWN = frozenset({MODEL, WEIGHTS, MANIFEST, EVIDENCE, REPORT, PAGE, FRONTIER, GOLDEN, WATCH, SUMS})
+_MADE = (MODEL, WEIGHTS, MANIFEST, EVIDENCE, REPORT, PAGE, FRONTIER, GOLDEN, WATCH, SUMS, SCRIPT)
+_SIGNED = (SIGNATURE, PROVENANCE, BOM)
+KNOWN = frozenset({*_MADE, *_SIGNED})
 
 EXTERNAL_ABOVE_BYTES = 1_500_000_000
 """Weights beyond this stand beside the graph: one protobuf message cannot pass 2 GiB."""
 
 _ALIGNMENT = 4096  # a page, so that a runtime can map each tensor
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-_CHUNK = 1 << 20
 _ABANDONED_SECONDS = 60.0
 
 
@@ -75,11 +75,21 @@ def write(
     usage when the output exists (see :func:`check_output`), broken when the disk is full, read-only or forbidden.
     """
     check_output(folder, overwrite=overwrite)
+    with appearing(folder, overwrite=overwrite) as partial:
+        _fill(partial, contents, external_above)
+    return folder.absolute().resolve()
+
+
+@contextlib.contextmanager
+def appearing(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A new folder to fill, which stands at ``folder`` when the block ends; nothing is left behind when it fails.
+
+    Raises a broken :class:`~optimizer.faults.Fault` when the disk is full, read-only or forbidden.
+    """
     place = folder.absolute().resolve()
     with _faults_at(place), _parents(place.parent), _partial(place) as partial:
-        _fill(partial, contents, external_above)
+        yield partial
         _put_in_place(partial, place, overwrite)
-    return place
 
 
 def write_model_file(path: Path, model: Model, *, external_above: int = EXTERNAL_ABOVE_BYTES) -> int:
@@ -107,7 +117,7 @@ def write_text_file(path: Path, text: str, *, overwrite: bool = False) -> None:
     if place.exists() and not overwrite:
         raise _exists(path)
     with _faults_at(place), _parents(place.parent), _partial(place) as partial:
-        _write_text(partial / place.name, text)
+        write_text(partial / place.name, text)
         (partial / place.name).replace(place)
         _sync_folder(place.parent)
 
@@ -216,25 +226,31 @@ def _locked(folder: Path) -> Iterator[None]:
 def _fill(folder: Path, contents: Contents, external_above: int) -> None:
     names = _write_model(folder, MODEL, contents.model, external_above)
     names += _write_golden(folder, contents.golden)
+    write_text(folder / SCRIPT, script(__version__))
+    names.append(SCRIPT)
     # Outputs and measurements differ between machines, so the manifest lists only what a replay gives again.
     replayed = [n for n in names if not n.endswith("_output.npz")]
     manifest = {**contents.manifest, "files": {n: describe_file(folder / n) for n in replayed}}
-    _write_text(folder / MANIFEST, to_text(manifest))
-    _write_text(folder / EVIDENCE, to_text(contents.evidence))
-    _write_text(folder / REPORT, contents.report)
+    write_text(folder / MANIFEST, to_text(manifest))
+    write_text(folder / EVIDENCE, to_text(contents.evidence))
+    write_text(folder / REPORT, contents.report)
     names += [MANIFEST, EVIDENCE, REPORT]
     for name, text in ((FRONTIER, contents.frontier), (PAGE, contents.page)):
         if text:
-            _write_text(folder / name, text)
+            write_text(folder / name, text)
             names.append(name)
     if contents.watch:
         with _create(folder / WATCH) as stream:
             stream.write(contents.watch)
         names.append(WATCH)
-    sums = {n: describe_file(folder / n)["sha256"] for n in names}
-    _write_text(folder / SUMS, "".join(f"{sums[n]}  {n}\n" for n in sorted(sums)))
+    write_sums(folder, names)
     for inner in (folder / GOLDEN, folder):
         _sync_folder(inner)
+
+
+def write_sums(folder: Path, names: Sequence[str]) -> None:
+    """``SHA256SUMS`` over these files of ``folder``."""
+    write_text(folder / SUMS, "".join(f"{describe_file(folder / n)['sha256']}  {n}\n" for n in sorted(names)))
 
 
 def _write_model(folder: Path, name: str, model: Model, external_above: int) -> list[str]:
@@ -278,7 +294,8 @@ def _write_golden(folder: Path, golden: Sequence[GoldenPair]) -> list[str]:
     return names
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """A new file of text, on the disk when this returns."""
     with _create(path) as stream:
         stream.write(text.encode("utf-8"))
 
@@ -300,16 +317,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def describe_file(path: Path) -> dict[str, Any]:
-    """``sha256`` and ``size`` of a file."""
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-    return {"sha256": digest.hexdigest(), "size": size}
 
 
 # -- into place --------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from optimizer.faults import bad_input
-from optimizer.package.artifact import EVIDENCE
+from optimizer.package.receiver.words import EVIDENCE
 from optimizer.plain import from_plain
 from optimizer.records import Record, to_plain
 

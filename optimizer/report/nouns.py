@@ -180,3 +180,52 @@ class Elsewhere(Protocol):
     def started(self) -> str: ...
     @property
     def warnings(self) -> Sequence[str]: ...
+
+
+@dataclass(frozen=True)
+class Differing:
+    """One thing that is not the same on both sides, each side in words."""
+
+    what: str
+    left: str
+    right: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How two models or artifacts differ; ``same`` says that operators, attributes and weights are equal."""
+
+    left: str
+    right: str
+    same: bool
+    recipe: tuple[Differing, ...] = ()
+    made: tuple[Differing, ...] = ()
+    signature: tuple[Differing, ...] = ()
+    operators: tuple[Differing, ...] = ()
+    weights: tuple[Differing, ...] = ()
+    measured: tuple[Differing, ...] = ()
+
+    def sections(self) -> dict[str, tuple[Differing, ...]]:
+        """What differs, by heading, in the order in which it is told."""
+        return {
+            "recipe": self.recipe,
+            "made from and for": self.made,
+            "inputs and outputs": self.signature,
+            "operators": self.operators,
+            "weights": self.weights,
+            "measured": self.measured,
+        }
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """An artifact made again. ``ok`` says that every file came out with its digest, ``identical`` that the manifest did
+    too; ``files`` are those that did not (SHA-256), ``notes`` what else differs (versions, the recipe that was left).
+    ``folder`` holds what was made, empty when it was not kept."""
+
+    artifact: str
+    ok: bool
+    identical: bool
+    files: tuple[Differing, ...]
+    notes: tuple[Differing, ...]
+    folder: str = ""

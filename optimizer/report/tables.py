@@ -11,7 +11,7 @@ from optimizer.report import words
 from optimizer.report.benchmark import benchmark
 from optimizer.report.console import line, table, title
 from optimizer.report.inspection import Inspection
-from optimizer.report.nouns import Bisection, Checked, Doctor, Elsewhere, Exported, Kept
+from optimizer.report.nouns import Bisection, Checked, Difference, Doctor, Elsewhere, Exported, Kept, Replayed
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -211,3 +211,36 @@ def elsewhere(reports: Sequence[Elsewhere]) -> RenderableType:
     if len(reports) > 1:
         parts.append(line("note", "latencies of different machines are not compared"))
     return Group(*parts)
+
+
+def difference(found: Difference) -> RenderableType:
+    """How two models differ, section by section."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[RenderableType] = []
+    for heading, rows in found.sections().items():
+        if rows:
+            drawn = table((heading, "left", "right"), [], last_wide=True)
+            for row in rows:
+                drawn.add_row(Text(row.what), Text(row.left), Text(row.right))
+            parts.append(drawn)
+    same = "the models are equal: operators, attributes and weights" if found.same else "the models differ"
+    return Group(*parts, Text(f"{found.left} and {found.right}: {same}", "bold"))
+
+
+def replayed(found: Replayed) -> RenderableType:
+    """Whether an artifact came out again, and what did not."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[RenderableType] = []
+    for heading, rows in (("file", found.files), ("manifest", found.notes)):
+        if rows:
+            drawn = table((heading, "as shipped", "made again"), [], last_wide=True)
+            for row in rows:
+                drawn.add_row(Text(row.what), Text(row.left), Text(row.right))
+            parts.append(drawn)
+    said = "came out again, bit for bit" if found.identical else "came out again; versions differ"
+    text = f"{found.artifact} {said if found.ok else 'did not come out the same'}"
+    return Group(*parts, Text(text, "bold green" if found.ok else "bold red"))

@@ -298,3 +298,14 @@ def _status(key: str) -> int:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(key))
+
+
+def save_ort(path: str, provider: str, out: str) -> None:
+    """Write onnxruntime's own form of a model to ``out`` (.ort), and beside it the configurations that a build with
+    these operators only, or these operators and types only, takes.
+
+    Blocked layouts, which tie a file to one CPU's vector width, are left to the session that loads it.
+    """
+    from optimizer.runtime.providers import write_ort_format
+
+    write_ort_format(path, provider, out)

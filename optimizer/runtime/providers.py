@@ -157,6 +157,10 @@ def require(text: str) -> str:
     return found
 
 
+SESSION = {"graph_optimization": "ORT_ENABLE_ALL", "inter_op_threads": 1, "execution": "sequential"}
+"""How :func:`open_session` sets the runtime, beside the threads that it is asked for."""
+
+
 def open_session(
     path: str,
     provider: str,
@@ -220,3 +224,35 @@ def plain_words(error: Exception) -> str:
     """What onnxruntime said, without error numbers and paths: only the innermost of its nested messages."""
     text = " ".join(str(error).split()).rpartition("[ONNXRuntimeError]")[2]
     return _NOISE.sub("", text).strip()[:300] or type(error).__name__
+
+
+REDUCED = ("required_operators.config", "required_operators_and_types.config")
+"""Beside an ORT-format model: what a build with fewer operators, or fewer operators and types, takes."""
+
+
+def write_ort_format(path: str, provider: str, out: str) -> None:
+    """Write the ORT format of a model to ``out``, optimized, and the files :data:`REDUCED` beside it.
+
+    The layouts of ENABLE_ALL that are blocked for one CPU's vector width are left out: the file may go elsewhere.
+    """
+    from pathlib import Path
+
+    ort = runtime()
+    from onnxruntime.tools.ort_format_model import create_config_from_models
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.optimized_model_filepath = out
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    try:
+        ort.InferenceSession(path, options, providers=[provider], disabled_optimizers=["NchwcTransformer"])
+    except Exception as error:
+        raise bad_input(
+            f"onnxruntime cannot write its own format: {plain_words(error)}", code="not-supported"
+        ) from error
+    for name, with_types in zip(REDUCED, (False, True), strict=True):
+        place = Path(out).parent / name
+        create_config_from_models([Path(out)], place, with_types)
+        told = place.read_text(encoding="utf-8").replace(out, Path(out).name)  # not where it was made
+        place.write_text(told, encoding="utf-8")

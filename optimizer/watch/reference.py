@@ -13,7 +13,9 @@ import numpy as np
 
 from optimizer.faults import Fault, bad_input, cannot
 from optimizer.package import golden
-from optimizer.package.artifact import MANIFEST, SUMS, WATCH, describe_file
+from optimizer.package.artifact import WATCH
+from optimizer.package.receiver.files import describe_file
+from optimizer.package.receiver.words import MANIFEST, SUMS
 from optimizer.watch.sketches import Array, Seen
 from optimizer.watch.verdict import Key
 from passes.kit.summaries import Layout

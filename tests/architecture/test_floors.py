@@ -46,6 +46,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "optimizer.explaining",
         "optimizer.debugging",
         "optimizer.recommending",
+        "optimizer.comparing",
+        "optimizer.replaying",
     ),
     ("optimizer.compile",),
     ("optimizer.api",),
@@ -71,7 +73,12 @@ ONLY_HOME = {
     "onnxsim": "passes/clean/simplify.py",
     "matplotlib": "optimizer/report/plots.py",
 }
-STANDALONE = ("optimizer/workers/user_main.py", "optimizer/source/torch_", "optimizer/source/user_")
+STANDALONE = (
+    "optimizer/package/receiver/",
+    "optimizer/workers/user_main.py",
+    "optimizer/source/torch_",
+    "optimizer/source/user_",
+)
 
 
 def files(*tops: str) -> list[Path]:
@@ -151,3 +158,9 @@ def test_user_code_workers_import_nothing_of_ours() -> None:
         name = path.relative_to(ROOT).as_posix()
         if name == "optimizer/workers/user_main.py" or name.startswith("optimizer/source/torch_worker"):
             assert not any(m.split(".")[0] in ("optimizer", "passes") for m, _ in imports(path)), name
+
+
+def test_the_receivers_check_imports_nothing_of_ours() -> None:
+    for path in files("optimizer/package/receiver"):
+        ours = [m for m, _ in imports(path) if m.split(".")[0] in ("optimizer", "passes")]
+        assert all(m.startswith("optimizer.package.receiver.") for m in ours), path

@@ -12,7 +12,7 @@ from click.testing import Result
 
 from optimizer.api import BenchmarkReport
 from optimizer.measure.scaling import Sweeps
-from optimizer.package.check import Finding, VerifyReport
+from optimizer.package.check import Finding, Trust, VerifyReport
 from optimizer.plan import Settings, SourceRequest
 from optimizer.report import pages
 from optimizer.report.inspection import inspect_model
@@ -59,7 +59,7 @@ def test_verify(lathe: Lathe, api: SimpleNamespace) -> None:
     calls: list[Any] = []
     report = VerifyReport(True, (Finding("files", True, "7 files"),), "a.lathe")
 
-    def verify(folder: Path, *, latency: bool, custom_ops: tuple[Path, ...]) -> VerifyReport:
+    def verify(folder: Path, *, latency: bool, custom_ops: tuple[Path, ...], trust: Trust) -> VerifyReport:
         calls.append((folder, latency))
         return report
 

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 import optimizer
 from optimizer.cli.main import cli
 from optimizer.package import artifact
+from optimizer.package.receiver.words import SUMS
 from optimizer.report.drift import Drift
 from tests.support import models
 from tests.support.runtime import Array
@@ -45,13 +46,13 @@ def check(work: Path, *more: str, **arrays: Array) -> Result:
 
 
 def test_the_same_data_is_ok_and_the_artifact_is_left_as_it_was(work: Path) -> None:
-    before = (work / "a.lathe" / artifact.SUMS).read_bytes()
+    before = (work / "a.lathe" / SUMS).read_bytes()
     assert (work / "a.lathe" / artifact.WATCH).is_file() and optimizer.verify(work / "a.lathe").ok
     result = check(work, "--json", x=images(250, 1))
     told = json.loads(result.stdout)
     assert (result.exit_code, told["verdict"], told["ran"]) == (0, "ok", 250)
     assert told["clipping"] and not any(c["hurt"] for c in told["clipping"])
-    assert (work / "a.lathe" / artifact.SUMS).read_bytes() == before
+    assert (work / "a.lathe" / SUMS).read_bytes() == before
 
 
 def test_swapped_channels_and_raw_pixels_are_drift_and_pixels_hurt_the_integers(work: Path) -> None:

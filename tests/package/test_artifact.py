@@ -18,7 +18,7 @@ from optimizer.package import artifact
 from tests.package import parts
 from tests.support import runtime
 
-FILES = {"model.onnx", "manifest.json", "evidence.json", "report.md", "golden", "SHA256SUMS"}
+FILES = {"model.onnx", "manifest.json", "evidence.json", "report.md", "golden", "SHA256SUMS", "verify.py"}
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

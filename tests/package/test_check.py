@@ -13,6 +13,8 @@ import pytest
 from optimizer.faults import Exit, Fault, cannot
 from optimizer.package import artifact, check
 from optimizer.package.check import VerifyReport
+from optimizer.package.receiver.files import describe_file
+from optimizer.workers.pool import Worker
 from tests.package import parts
 
 
@@ -52,6 +54,41 @@ def test_an_artifact_as_shipped_holds(copy: Path) -> None:
     details = {f.check: f.detail for f in report.findings}
     assert details["golden pairs"] == "2 replayed within tolerance"
     assert details["speed"] == "0.5 ms here, 0.25 ms where it was made"
+
+
+def test_a_relative_path_means_the_folder_of_the_caller(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Worker.ours():
+        pass  # workers are forked from a process that was started somewhere else
+    monkeypatch.chdir(copy.parent)
+    report = check.verify(copy.name)
+    assert report.ok, failed(report)
+    assert report.folder == copy.name
+
+
+def test_an_artifact_without_its_manifest_does_not_hold(copy: Path) -> None:
+    (copy / "manifest.json").unlink()
+    assert "was taken out" in failed(check.verify(copy))["manifest"]
+    (copy / "SHA256SUMS").unlink()
+    with pytest.raises(Fault) as caught:  # nothing says that it ever was one
+        check.verify(copy)
+    assert (caught.value.exit, caught.value.code) == (Exit.BAD_INPUT, "not-an-artifact")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["golden"].update(pairs="many"),
+        lambda m: m["golden"]["tolerance"]["y"].update(of_largest=1e9),
+        lambda m: m["golden"]["tolerance"]["y"].update(colour=1),
+        lambda m: m.update(runs_at=[]),
+        lambda m: m["requires"].update(custom_ops=["x"]),
+        lambda m: m["requires"].update(cpu_features_any="avx"),
+        lambda m: m["files"].update({"model.onnx": {"sha256": "ab"}}),
+    ],
+)
+def test_a_manifest_that_lies_is_a_mismatch(copy: Path, change: Callable[[dict], object]) -> None:
+    edit_manifest(copy, change)
+    assert "manifest.json" in failed(check.verify(copy))["manifest"]
 
 
 def test_speed_is_really_measured(copy: Path) -> None:
@@ -107,7 +144,7 @@ def test_weights_from_outside_are_noticed(tmp_path: Path) -> None:
 
     def agree(manifest: dict) -> None:
         del manifest["files"]["model.onnx.data"]
-        manifest["files"]["model.onnx"] = artifact.describe_file(place / "model.onnx")
+        manifest["files"]["model.onnx"] = describe_file(place / "model.onnx")
 
     edit_manifest(place, agree)
     assert "../../etc/hosts" in failed(check.verify(place))["graph"]

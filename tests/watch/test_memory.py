@@ -12,6 +12,7 @@ from optimizer.data.checks import from_arrays
 from optimizer.data.split import Splits, split
 from optimizer.faults import Exit, Fault
 from optimizer.package import artifact
+from optimizer.package.receiver.words import SUMS
 from optimizer.report.drift import Drift
 from optimizer.runtime.answers import World
 from optimizer.runtime.sessions import Site
@@ -99,7 +100,7 @@ def test_a_file_that_was_changed_or_is_none_is_refused_in_one_line(folder: Path)
         with pytest.raises(Fault) as caught:
             reference.read(folder)
         assert (caught.value.code, caught.value.exit) == (code, Exit.BAD_INPUT)
-    sums = folder / artifact.SUMS
+    sums = folder / SUMS
     sums.write_text("".join(s for s in sums.read_text().splitlines(True) if artifact.WATCH not in s))
     with pytest.raises(Fault) as caught:
         Watcher(folder)

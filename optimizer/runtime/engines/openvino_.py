@@ -139,3 +139,15 @@ def _line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     told = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
     return (told or lines or [type(error).__name__])[-1][:300]
+
+
+def write_ir(path: str, feeds: list[dict[str, Any]], out: str) -> list[dict[str, Any]]:
+    """Write OpenVINO's form of an ONNX file to ``out`` (.xml) without rounding weights, load that file again and give
+    its outputs by name for each feed."""
+    import openvino
+
+    openvino.save_model(openvino.convert_model(path), out, compress_to_fp16=False)
+    exactly = {"INFERENCE_PRECISION_HINT": "f32", "CACHE_DIR": ""}
+    model = openvino.Core().compile_model(out, "CPU", exactly)
+    names = [output.get_any_name() for output in model.outputs]
+    return [dict(zip(names, list(model(feed).values()), strict=True)) for feed in feeds]
