@@ -206,7 +206,7 @@ def _notes(lane: Lane) -> Iterator[str]:
 # -- rows --------------------------------------------------------------------------------------------------------------
 def _row(lane: Lane, timing: Timing, first: Timing, is_first: bool) -> BenchmarkRow:
     assert lane.site is not None
-    latency = timing.latency()
+    latency = timing.latency(tails=True)
     return BenchmarkRow(
         lane.entrant.name,
         lane.site.provider,

@@ -105,8 +105,9 @@ class Timing:
         """Block medians, [restarts][blocks]."""
         return [[float(np.median(block)) for block in restart] for restart in self.blocks]
 
-    def latency(self) -> Latency:
-        """Median with its interval, and tails where there are enough runs."""
+    def latency(self, *, tails: bool = False) -> Latency:
+        """Median with its interval, and tails where there are enough runs: with ``tails`` those have intervals too,
+        which takes a fifth of a second."""
         runs = np.concatenate([block for restart in self.blocks for block in restart])
         middle = median_interval(self.medians())
         return Latency(
@@ -117,8 +118,8 @@ class Timing:
             len(runs),
             tail(runs, 0.9),
             tail(runs, 0.99),
-            p90_interval=tail_interval(self.blocks, 0.9),
-            p99_interval=tail_interval(self.blocks, 0.99),
+            p90_interval=tail_interval(self.blocks, 0.9) if tails else None,
+            p99_interval=tail_interval(self.blocks, 0.99) if tails else None,
             other_ms=float(np.median(self.others)) if self.others else None,
         )
 
