@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from optimizer.boundary.graph import core
 from optimizer.data.samples import Samples
 from optimizer.faults import bad_input
+from optimizer.package.artifact import MANIFEST
 from optimizer.plan import DataRequest, Settings
 from optimizer.progress import Watcher as Progress
 from optimizer.report.drift import DriftRecord
 from optimizer.runtime import hardware
 from optimizer.runtime.answers import World
+from optimizer.source.open import Source
 from optimizer.store.store import Store, key_of
 from optimizer.watch import feeding, reference
 from optimizer.watch.reference import Reference
 from optimizer.watch.sketches import Pile, Seen
 from optimizer.watch.verdict import Key, judge
 from optimizer.workshop import open_model, open_site, read_samples, scratch_folder
-from passes.kit.model import Model
+from passes.kit.model import Model, Port
 
 MOST_RUN = 2048
 """Samples that the model runs on: clipping is known well enough by then. Inputs are looked at in all samples."""
@@ -41,6 +45,8 @@ def check_settings(settings: Settings, watch: Progress, *, alpha: float, inputs_
         watch.stage("opening the artifact")
         scratch = stack.enter_context(scratch_folder(store))
         source = open_model(settings.but(data=DataRequest()), hardware.loosest_target(), store, site, scratch)
+        steps, source = without_edges(folder, source)
+        settings = settings.but(preprocess=steps)
         watch.stage("reading the data")
         samples = read_samples(str(settings.data.data), settings, source, store, stack)
         _fits(known, samples, str(settings.data.data))
@@ -58,6 +64,20 @@ def check_settings(settings: Settings, watch: Progress, *, alpha: float, inputs_
         record, artifact=str(folder), data=str(settings.data.data), ran=ran, samples=len(samples),
         warnings=(*samples.warnings, *record.warnings),
     )  # fmt: skip
+
+
+def without_edges(folder: Path, source: Source) -> tuple[str | None, Source]:
+    """The text of the preprocessing in an artifact, and the network inside: what is remembered is of the latter."""
+    try:
+        edges = json.loads((folder / MANIFEST).read_text("utf-8")).get("boundary")
+        if not edges:
+            return None, source
+        inputs = [Port(p["name"], p["type"], tuple(p["dims"])) for p in edges["core"]["inputs"]]
+        outputs = [str(p["name"]) for p in edges["core"]["outputs"]]
+        return edges["preprocess"] or None, replace(source, model=core(source.model, inputs, outputs))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        message = f"the manifest does not say what stands around the network: {error}"
+        raise bad_input(message, where=str(folder), code="bad-manifest") from None
 
 
 def look_at_inputs(known: Reference, samples: Samples) -> dict[Key, Seen]:

@@ -14,6 +14,7 @@ from optimizer.data.samples import Samples
 from optimizer.decide.judge import unmet
 from optimizer.decide.pareto import frontier
 from optimizer.dissecting import dissect
+from optimizer.edging import put_around
 from optimizer.faults import Fault, limit_not_met
 from optimizer.measure import adequacy
 from optimizer.measure.scales import QualityReading, SpeedReading
@@ -85,7 +86,10 @@ def ship(
         return replace(record, outcome=Outcome.NONE, error=fault.as_json())
     model = choice.candidate.model if choice.candidate else bench.source.model
     recipe = choice.candidate.recipe if choice.candidate else Recipe()
-    pairs = golden_pairs(bench, model)
+    core, edged = model, put_around(bench, model) if bench.settings.preprocess or bench.settings.postprocess else None
+    if edged is not None:
+        model, record = edged.model, replace(record, boundary=edged.boundary)
+    pairs = edged.golden if edged is not None else golden_pairs(bench, model)
     tree = manifest.build(
         model=model,
         source=manifest.SourceIdentity(bench.source.name, bench.source.kind, bench.source.digest),
@@ -100,9 +104,11 @@ def ship(
         lossy=choice.lossy,
         golden=pairs,
         golden_origin=bench.settings.golden,
-        custom_ops={Path(p).name: artifact.describe_file(Path(p))["sha256"] for p in bench.site.custom_ops},
+        custom_ops={Path(p).name: artifact.describe_file(Path(p))["sha256"] for p in (edged or bench).site.custom_ops},
         runs_at={"batch": bench.settings.batch, "threads": bench.settings.threads},
     )
+    if edged is not None:
+        tree["boundary"] = edged.manifest
     public = replace(record, artifact=None, source=public_name(bench.settings.source.model))
     found = evidence.of(public, choice.label)
     contents = artifact.Contents(
@@ -112,7 +118,7 @@ def ship(
         markdown.report(public),
         pairs,
         drawing.svg(public),
-        remembered(bench, model),
+        remembered(bench, core),
         html.page(evidence.record(found)),
     )
     place = artifact.write(output_folder(bench), contents, overwrite=bench.settings.overwrite)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from optimizer.boundary import text as boundary
 from optimizer.data.checks import from_arrays
 from optimizer.data.metrics import METRICS, Metric, choose, user_metric
 from optimizer.data.npz import unpack
@@ -251,6 +252,10 @@ def check_settings(settings: Settings) -> None:
     for name, known in (("goal", GOALS), ("golden", GOLDEN), ("level", LEVELS), ("recover", RECOVERIES)):
         if (given := getattr(settings, name)) not in known:
             raise usage(f"{name} cannot be {given!r}", hint=f"Known: {', '.join(map(str, known))}")
+    if settings.preprocess is not None:
+        boundary.preprocess(settings.preprocess)
+    if settings.postprocess is not None:
+        boundary.postprocess(settings.postprocess)
     for name, least in (("seed", 0), ("batch", 1), ("threads", 1)):
         if (given := getattr(settings, name)) < least:
             raise usage(f"{name} cannot be {given}", hint=f"The least is {least}")
@@ -355,7 +360,8 @@ def read_samples(text: str, settings: Settings, source: Source, store: Store, st
         found = stack.enter_context(UserFunction(text, settings.source.folder)).read()
         samples = from_arrays(found.arrays, inputs, where=text, nan_ok=nan_ok)
         return dataclasses.replace(samples, warnings=(*samples.warnings, *found.notes))
-    return read(Path(text), inputs, scratch=store.scratch, nan_ok=nan_ok)
+    steps = boundary.preprocess(settings.preprocess) if settings.preprocess is not None else None
+    return read(Path(text), inputs, scratch=store.scratch, nan_ok=nan_ok, steps=steps)
 
 
 def made_up_samples(model: Model, seed: int, store: Store, site: Site) -> Samples:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from optimizer.records import Outcome, PassNote, Record, Step, Verdict
+from optimizer.records import Boundary, Outcome, PassNote, Record, Step, Verdict
 from optimizer.report import frontier, words
 
 
@@ -16,6 +16,7 @@ def report(record: Record) -> str:
         _escape(f"Measured on {words.scene(record)}."),
         _measured(record),
         _what_ships(record),
+        _boundary(record.boundary),
         _tried(record.steps),
         _frontier(record),
         _sensitivity(record),
@@ -106,6 +107,16 @@ def _sensitivity(record: Record) -> str:
     return "## What layers cost\n\n" + _escape(text) + "\n\n" + table(frontier.LAYER_HEAD, rows)
 
 
+def _boundary(boundary: Boundary | None) -> str:
+    if boundary is None:
+        return ""
+    lines = [f"takes {', '.join(boundary.inputs)}", f"gives {', '.join(boundary.outputs)}"]
+    lines += [
+        f"{name}: {text}" for name, text in (("before", boundary.preprocess), ("after", boundary.postprocess)) if text
+    ]
+    return _list("Before and after the network", [*lines, *words.boundary(boundary)])
+
+
 def _list(title: str, lines: Sequence[str]) -> str:
     return f"## {title}\n\n" + "\n".join(f"- {_escape(line)}" for line in lines) if lines else ""
 
@@ -122,9 +133,9 @@ def _environment(record: Record) -> str:
 def _how_to_use(record: Record) -> str:
     if record.outcome is Outcome.NONE:
         return ""
+    has = "takes and gives what is said above" if record.boundary else "has the inputs and outputs of the source"
     return (
-        "## How to use it\n\n"
-        "`model.onnx` has the inputs and outputs of the source. `lathe verify .` checks that nothing was changed "
+        f"## How to use it\n\n`model.onnx` {has}. `lathe verify .` checks that nothing was changed "
         "on the way and that it gives the same answers on your machine; `manifest.json` says how to make it again, "
         "`evidence.json` holds every measurement, and `report.html` shows them in a browser."
     )

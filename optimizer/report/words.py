@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import PurePath
 
-from optimizer.records import Confidence, Interval, Latency, Measured, Outcome, Quality, Record, Step
+from optimizer.records import Boundary, Confidence, Interval, Latency, Measured, Outcome, Quality, Record, Step
 
 IN_POINTS = frozenset({"top1", "top5", "f1", "auroc", "agreement"})
 """Metrics between 0 and 1 that people read in percent, and their differences in points."""
@@ -214,3 +214,15 @@ def _moved(number: float) -> str:
     if not number:
         return "0"
     return ("+" if number > 0 else "") + significant(number)
+
+
+def boundary(edges: Boundary) -> list[str]:
+    """What was measured of the steps before and after the network."""
+    core, whole = edges.core_latency_ms.p50, edges.latency_ms.p50
+    found = [
+        f"with them {significant(whole)} ms, the network alone {significant(core)} ms: {whole - core:.2g} ms are theirs"
+    ]
+    if edges.images:
+        gap = f"at most {edges.worst_difference:.1g} of the range of pixels"
+        found.append(f"what the network is given differs by {gap} from the Python reference, on {edges.images} images")
+    return found

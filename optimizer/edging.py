@@ -1,0 +1,169 @@
+"""Preprocessing and postprocessing around what ships: built, held against the Python reference, timed, remembered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optimizer.boundary import pictures, text
+from optimizer.boundary.graph import channels_of, image_port, wrap
+from optimizer.boundary.text import Preprocess
+from optimizer.data.images import image_files
+from optimizer.faults import broken, cannot
+from optimizer.measure import latency
+from optimizer.package import golden
+from optimizer.package.golden import GoldenPair
+from optimizer.package.manifest import signature_of
+from optimizer.records import Boundary, Interval
+from optimizer.runtime import sessions
+from optimizer.runtime.sessions import Site
+from optimizer.workshop import Array, Bench
+from passes.kit.model import Model, Port
+
+WITHIN = 1e-4
+"""How far what the operators make of pixels may be from the reference, as a share of the range of pixels."""
+
+SIZES = ((240, 320), (375, 250), (96, 128))
+"""Heights and widths of made-up images, where there are no real ones and the steps take any size."""
+
+REAL = 8
+"""So many real images are looked at."""
+
+
+@dataclass(frozen=True)
+class Edged:
+    """A model with its edges, where it runs, pairs for the whole of it, and what was measured."""
+
+    model: Model
+    site: Site
+    golden: tuple[GoldenPair, ...]
+    boundary: Boundary
+    manifest: dict[str, Any]
+
+
+def put_around(bench: Bench, model: Model) -> Edged:
+    """Put the steps that were asked for around ``model``.
+
+    Raises a Fault: usage when they do not fit, exit 4 when a package is missing, broken when the operators do not do
+    what the reference does.
+    """
+    settings = bench.settings
+    before = text.preprocess(settings.preprocess) if settings.preprocess else None
+    after = text.postprocess(settings.postprocess) if settings.postprocess else None
+    whole = wrap(model, before, after)
+    site = bench.site if before is None or not before.decode else with_decoder(bench.site)
+    others = next(iter((bench.splits.select if bench.splits and settings.golden == "data" else bench.bare).feeds(1)))[0]
+    if before is None:
+        feeds, inner, worst = [others], [others], 0.0
+    else:
+        port, first = image_port(model.signature.inputs, before)
+        images = _images(bench, before, port, first)
+        made = [pictures.apply(before, pixels, channels_first=first) for _, pixels in images]
+        rows = port.dims[0] if port.dims and isinstance(port.dims[0], int) else 1
+        name = next(p.name for p in whole.signature.inputs if p.name not in others)
+        fed = [raw if before.decode else np.repeat(pixels[None], rows, 0) for raw, pixels in images]
+        rest = {n: a for n, a in others.items() if n != port.name}
+        feeds = [{**rest, name: array} for array in fed]
+        inner = [{**rest, port.name: np.repeat(a[None], rows, 0).astype(others[port.name].dtype)} for a in made]
+        worst = _worst(bench, whole, site, feeds, port, made, before, first)
+    pairs = () if settings.golden == "none" else _pairs(bench, whole, site, feeds[:3])
+    boundary = Boundary(
+        settings.preprocess or "",
+        settings.postprocess or "",
+        tuple(map(str, whole.signature.inputs)),
+        tuple(map(str, whole.signature.outputs)),
+        worst,
+        len(feeds) if before is not None else 0,
+        *_timed(bench, model, whole, site, inner[0], feeds[0]),
+    )
+    tree = {"preprocess": boundary.preprocess, "postprocess": boundary.postprocess, "core": signature_of(model)}
+    return Edged(whole, site, pairs, boundary, tree)
+
+
+def with_decoder(site: Site) -> Site:
+    """``site`` with the library that decodes images inside of a graph. Raises a Fault when it is not installed."""
+    try:
+        import onnxruntime_extensions
+    except ImportError:
+        hint = "Run: pip install 'lathe[images]', or feed pixels and leave 'decode' out"
+        message = "'decode' needs onnxruntime-extensions"
+        raise cannot(message, where="--preprocess", hint=hint, code="missing-package") from None
+    return replace(site, custom_ops=(*site.custom_ops, str(onnxruntime_extensions.get_library_path())))
+
+
+def _images(bench: Bench, before: Preprocess, port: Port, first: bool) -> list[tuple[Array, Array]]:
+    """(bytes of the file, pixels) of a few real images, or of made-up ones."""
+    channels = channels_of(port, first, before)
+    wanted = bench.settings.data
+    given = wanted.data or wanted.select or wanted.calibrate or wanted.confirm
+    if given and Path(given).is_dir() and bench.settings.golden == "data":
+        files = image_files(Path(given))
+        chosen = [files[i] for i in np.linspace(0, len(files) - 1, min(REAL, len(files))).astype(int)] if files else []
+        raws = [file.read_bytes() for file in chosen]
+        if raws:
+            return [(np.frombuffer(raw, np.uint8), pictures.open_pixels(raw, channels)) for raw in raws]
+    rng = np.random.default_rng(bench.settings.seed)
+    return [_made_up(rng, size, channels) for size in _sizes(before, port, first)]
+
+
+def _sizes(before: Preprocess, port: Port, first: bool) -> list[tuple[int, int]]:
+    if before.shorter is not None or before.size is not None:
+        return list(SIZES)
+    dims = (port.dims or ())[2:4] if first else (port.dims or ())[1:3]
+    high, wide = (d if isinstance(d, int) else s for d, s in zip(dims, SIZES[-1], strict=True))
+    return [(high, wide)] * len(SIZES)
+
+
+def _made_up(rng: np.random.Generator, size: tuple[int, int], channels: int) -> tuple[Array, Array]:
+    """Slopes with grain on them, as photographs have, in the form of a PNG file and of pixels."""
+    import io
+
+    high, wide = size
+    slope = np.add.outer(np.linspace(0, 1, high), np.linspace(0, 1, wide))[..., None] * rng.uniform(0.2, 0.5, channels)
+    levels = np.clip(255 * (slope + 0.05 * rng.standard_normal((high, wide, channels))), 0, 255).astype(np.uint8)
+    stream = io.BytesIO()
+    pictures.pillow().fromarray(levels if channels == 3 else levels[..., 0]).save(stream, "PNG")
+    return np.frombuffer(stream.getvalue(), np.uint8), levels
+
+
+def _worst(
+    bench: Bench, whole: Model, site: Site, feeds: list[dict[str, Array]], port: Port, made: list[Array],
+    before: Preprocess, first: bool,
+) -> float:  # fmt: skip
+    """The largest difference between operators and reference, as a share of the range of pixels; at most
+    :data:`WITHIN` of pixels, otherwise the fault is ours."""
+    world = replace(bench.builder.world, site=site, answered=[])
+    found = [told[port.name][0] for told in world.run(whole, feeds, [port.name])]
+    gap = max(
+        float(np.abs(_levels(a, before, first) - _levels(b, before, first)).max())
+        for a, b in zip(found, made, strict=True)
+    )
+    if gap > WITHIN and port.type == "FLOAT" and not before.decode:
+        message = f"the operators of --preprocess differ from the reference by {gap:.2g} of the range of pixels"
+        raise broken(message, where=before.text, hint="This is a bug in Lathe: report it", code="skew")
+    return gap
+
+
+def _levels(values: Array, before: Preprocess, first: bool) -> Array:
+    """Preprocessed values back in 0..1."""
+    found = np.moveaxis(values.astype(np.float64), 0, -1) if first else values.astype(np.float64)
+    if before.mean:
+        found = found * np.asarray(before.std) + np.asarray(before.mean)
+    return np.asarray(found / ((before.factor or 1.0) * 255))
+
+
+def _pairs(bench: Bench, whole: Model, site: Site, feeds: list[dict[str, Array]]) -> tuple[GoldenPair, ...]:
+    with sessions.worker() as worker:
+        return golden.pairs(feeds, sessions.run(worker, bench.store.put_model(whole), feeds, site))
+
+
+def _timed(
+    bench: Bench, model: Model, whole: Model, site: Site, inner: dict[str, Array], outer: dict[str, Array]
+) -> tuple[Any, Any, Interval]:
+    """Milliseconds of the core and of the whole, in turns, and whole over core."""
+    paths = [bench.store.put_model(m) for m in (model, whole)]
+    core, all_of_it = latency.compare(paths, [inner, outer], site, latency.quick(bench.settings.seconds))
+    return core.latency(), all_of_it.latency(), latency.speedup(all_of_it, core, bench.settings.seed)
