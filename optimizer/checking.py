@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 from optimizer.boundary.graph import core
 from optimizer.data.samples import Samples
 from optimizer.faults import bad_input
-from optimizer.package.artifact import MANIFEST
 from optimizer.plan import DataRequest, Settings
 from optimizer.progress import Watcher as Progress
 from optimizer.report.drift import DriftRecord
@@ -25,7 +23,7 @@ from optimizer.watch.reference import Reference
 from optimizer.watch.sketches import Pile, Seen
 from optimizer.watch.verdict import Key, judge
 from optimizer.workshop import open_model, open_site, read_samples, scratch_folder
-from passes.kit.model import Model, Port
+from passes.kit.model import Model
 
 MOST_RUN = 2048
 """Samples that the model runs on: clipping is known well enough by then. Inputs are looked at in all samples."""
@@ -68,15 +66,13 @@ def check_settings(settings: Settings, watch: Progress, *, alpha: float, inputs_
 
 def without_edges(folder: Path, source: Source) -> tuple[str | None, Source]:
     """The text of the preprocessing in an artifact, and the network inside: what is remembered is of the latter."""
+    edges = reference.edges_of(folder)
+    if edges is None:
+        return None, source
     try:
-        edges = json.loads((folder / MANIFEST).read_text("utf-8")).get("boundary")
-        if not edges:
-            return None, source
-        inputs = [Port(p["name"], p["type"], tuple(p["dims"])) for p in edges["core"]["inputs"]]
-        outputs = [str(p["name"]) for p in edges["core"]["outputs"]]
-        return edges["preprocess"] or None, replace(source, model=core(source.model, inputs, outputs))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        message = f"the manifest does not say what stands around the network: {error}"
+        return edges.preprocess, replace(source, model=core(source.model, edges.inputs, edges.outputs))
+    except KeyError as error:
+        message = f"the manifest speaks of {error}, which the model does not have"
         raise bad_input(message, where=str(folder), code="bad-manifest") from None
 
 

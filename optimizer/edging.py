@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,14 @@ SIZES = ((240, 320), (375, 250), (96, 128))
 REAL = 8
 """So many real images are looked at."""
 
+GOLDEN = 3
+
+DECODED = frozenset({".png", ".jpg", ".jpeg"})
+"""Files that the decoder inside of a graph reads."""
+
+Image = tuple[Array, Array]
+"""The bytes of a file and its pixels, uint8 [H, W, C]."""
+
 
 @dataclass(frozen=True)
 class Edged:
@@ -56,28 +65,23 @@ def put_around(bench: Bench, model: Model) -> Edged:
     whole = wrap(model, before, after)
     site = bench.site if before is None or not before.decode else with_decoder(bench.site)
     others = next(iter((bench.splits.select if bench.splits and settings.golden == "data" else bench.bare).feeds(1)))[0]
-    if before is None:
-        feeds, inner, worst = [others], [others], 0.0
-    else:
+    feeds, inner, worst, seen = [others], others, 0.0, 0
+    if before is not None:
         port, first = image_port(model.signature.inputs, before)
-        images = _images(bench, before, port, first)
-        made = [pictures.apply(before, pixels, channels_first=first) for _, pixels in images]
-        rows = port.dims[0] if port.dims and isinstance(port.dims[0], int) else 1
-        name = next(p.name for p in whole.signature.inputs if p.name not in others)
-        fed = [raw if before.decode else np.repeat(pixels[None], rows, 0) for raw, pixels in images]
-        rest = {n: a for n, a in others.items() if n != port.name}
-        feeds = [{**rest, name: array} for array in fed]
-        inner = [{**rest, port.name: np.repeat(a[None], rows, 0).astype(others[port.name].dtype)} for a in made]
-        worst = _worst(bench, whole, site, feeds, port, made, before, first)
-    pairs = () if settings.golden == "none" else _pairs(bench, whole, site, feeds[:3])
+        real, made_up = _real(bench, before, port, first), _made_up_images(bench, before, port, first)
+        fed = _Fed(before, port, first, others, next(p.name for p in whole.signature.inputs if p.name not in others))
+        worst, seen = _worst(bench, whole, site, fed, [*real, *made_up]), len(real) + len(made_up)
+        shown = real if real and settings.golden == "data" else made_up
+        feeds, inner = [fed.outer(image) for image in shown[:GOLDEN]], fed.inner(shown[0])
+    pairs = () if settings.golden == "none" else _pairs(bench, whole, site, feeds)
     boundary = Boundary(
         settings.preprocess or "",
         settings.postprocess or "",
         tuple(map(str, whole.signature.inputs)),
         tuple(map(str, whole.signature.outputs)),
         worst,
-        len(feeds) if before is not None else 0,
-        *_timed(bench, model, whole, site, inner[0], feeds[0]),
+        seen,
+        *_timed(bench, model, whole, site, inner, feeds[0]),
     )
     tree = {"preprocess": boundary.preprocess, "postprocess": boundary.postprocess, "core": signature_of(model)}
     return Edged(whole, site, pairs, boundary, tree)
@@ -94,19 +98,51 @@ def with_decoder(site: Site) -> Site:
     return replace(site, custom_ops=(*site.custom_ops, str(onnxruntime_extensions.get_library_path())))
 
 
-def _images(bench: Bench, before: Preprocess, port: Port, first: bool) -> list[tuple[Array, Array]]:
-    """(bytes of the file, pixels) of a few real images, or of made-up ones."""
-    channels = channels_of(port, first, before)
+@dataclass(frozen=True)
+class _Fed:
+    """How an image gets into the whole and, through the reference, into the network alone."""
+
+    before: Preprocess
+    port: Port
+    first: bool
+    others: dict[str, Array]
+    name: str
+
+    def outer(self, image: Image) -> dict[str, Array]:
+        raw, pixels = image
+        return {**self._rest(), self.name: raw if self.before.decode else self._rows(pixels)}
+
+    def inner(self, image: Image) -> dict[str, Array]:
+        made = self._rows(self.made(image))
+        return {**self._rest(), self.port.name: made.astype(self.others[self.port.name].dtype)}
+
+    def made(self, image: Image) -> Array:
+        return pictures.apply(self.before, image[1], channels_first=self.first)
+
+    def _rest(self) -> dict[str, Array]:
+        return {name: array for name, array in self.others.items() if name != self.port.name}
+
+    def _rows(self, array: Array) -> Array:
+        batch = (self.port.dims or (1,))[0]
+        return np.repeat(array[None], batch if isinstance(batch, int) else 1, 0)
+
+
+def _real(bench: Bench, before: Preprocess, port: Port, first: bool) -> list[Image]:
+    """A few of the user's own images, where the data is a folder of them."""
     wanted = bench.settings.data
     given = wanted.data or wanted.select or wanted.calibrate or wanted.confirm
-    if given and Path(given).is_dir() and bench.settings.golden == "data":
-        files = image_files(Path(given))
-        chosen = [files[i] for i in np.linspace(0, len(files) - 1, min(REAL, len(files))).astype(int)] if files else []
-        raws = [file.read_bytes() for file in chosen]
-        if raws:
-            return [(np.frombuffer(raw, np.uint8), pictures.open_pixels(raw, channels)) for raw in raws]
+    files = image_files(Path(given)) if given and Path(given).is_dir() else []
+    if before.decode:
+        files = [f for f in files if f.suffix.lower() in DECODED]
+    chosen = [files[i] for i in np.linspace(0, len(files) - 1, min(REAL, len(files))).astype(int)] if files else []
+    raws = [file.read_bytes() for file in chosen]
+    channels = channels_of(port, first, before)
+    return [(np.frombuffer(raw, np.uint8), pictures.open_pixels(raw, channels)) for raw in raws]
+
+
+def _made_up_images(bench: Bench, before: Preprocess, port: Port, first: bool) -> list[Image]:
     rng = np.random.default_rng(bench.settings.seed)
-    return [_made_up(rng, size, channels) for size in _sizes(before, port, first)]
+    return [_made_up(rng, size, channels_of(port, first, before)) for size in _sizes(before, port, first)]
 
 
 def _sizes(before: Preprocess, port: Port, first: bool) -> list[tuple[int, int]]:
@@ -117,10 +153,8 @@ def _sizes(before: Preprocess, port: Port, first: bool) -> list[tuple[int, int]]
     return [(high, wide)] * len(SIZES)
 
 
-def _made_up(rng: np.random.Generator, size: tuple[int, int], channels: int) -> tuple[Array, Array]:
-    """Slopes with grain on them, as photographs have, in the form of a PNG file and of pixels."""
-    import io
-
+def _made_up(rng: np.random.Generator, size: tuple[int, int], channels: int) -> Image:
+    """Slopes with grain on them, as photographs have."""
     high, wide = size
     slope = np.add.outer(np.linspace(0, 1, high), np.linspace(0, 1, wide))[..., None] * rng.uniform(0.2, 0.5, channels)
     levels = np.clip(255 * (slope + 0.05 * rng.standard_normal((high, wide, channels))), 0, 255).astype(np.uint8)
@@ -129,22 +163,21 @@ def _made_up(rng: np.random.Generator, size: tuple[int, int], channels: int) -> 
     return np.frombuffer(stream.getvalue(), np.uint8), levels
 
 
-def _worst(
-    bench: Bench, whole: Model, site: Site, feeds: list[dict[str, Array]], port: Port, made: list[Array],
-    before: Preprocess, first: bool,
-) -> float:  # fmt: skip
-    """The largest difference between operators and reference, as a share of the range of pixels; at most
-    :data:`WITHIN` of pixels, otherwise the fault is ours."""
+def _worst(bench: Bench, whole: Model, site: Site, fed: _Fed, images: list[Image]) -> float:
+    """The largest difference between operators and reference, as a share of the range of pixels: above
+    :data:`WITHIN`, where both start from the same pixels, the fault is ours."""
     world = replace(bench.builder.world, site=site, answered=[])
-    found = [told[port.name][0] for told in world.run(whole, feeds, [port.name])]
-    gap = max(
-        float(np.abs(_levels(a, before, first) - _levels(b, before, first)).max())
-        for a, b in zip(found, made, strict=True)
-    )
-    if gap > WITHIN and port.type == "FLOAT" and not before.decode:
-        message = f"the operators of --preprocess differ from the reference by {gap:.2g} of the range of pixels"
+    before, first, name = fed.before, fed.first, fed.port.name
+    found = [told[name][0] for told in world.run(whole, [fed.outer(image) for image in images], [name])]
+    made = [fed.made(image) for image in images]
+    gaps = [
+        np.abs(_levels(a, before, first) - _levels(b, before, first)).max() for a, b in zip(found, made, strict=True)
+    ]
+    worst = float(max(gaps))
+    if worst > WITHIN and fed.port.type == "FLOAT" and not before.decode:
+        message = f"the operators of --preprocess differ from the reference by {worst:.2g} of the range of pixels"
         raise broken(message, where=before.text, hint="This is a bug in Lathe: report it", code="skew")
-    return gap
+    return worst
 
 
 def _levels(values: Array, before: Preprocess, first: bool) -> Array:
