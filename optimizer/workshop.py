@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from optimizer.boundary import pictures
 from optimizer.boundary import text as boundary
+from optimizer.boundary.graph import wrap
 from optimizer.data.checks import from_arrays
 from optimizer.data.metrics import METRICS, Metric, choose, user_metric
 from optimizer.data.npz import unpack
@@ -116,6 +118,7 @@ def open_bench(settings: Settings, watch: Watcher) -> Iterator[Bench]:
         store = Store(settings.cache_dir)
         watch.stage("opening the model")
         source = open_model(settings, target, store, site, stack.enter_context(scratch_folder(store)))
+        check_edges(settings, source, target, site)
         watch.stage("reading the data")
         splits, notes = gather_data(settings, source, store, stack)
         made_up = splits is None
@@ -264,6 +267,22 @@ def check_settings(settings: Settings) -> None:
         raise cannot("training needs PyTorch", where="--recover", hint="pip install 'lathe[torch]'", code="no-torch")
     if not trains and (settings.steps is not None or settings.minutes is not None):
         raise usage("--steps and --minutes say how long to train", hint="Add --recover distill")
+
+
+def check_edges(settings: Settings, source: Source, target: Target, site: Site) -> None:
+    """Refuse steps before or after the network that do not fit the model, before any work is done."""
+    before = boundary.preprocess(settings.preprocess) if settings.preprocess is not None else None
+    after = boundary.postprocess(settings.postprocess) if settings.postprocess is not None else None
+    if before is None and after is None:
+        return
+    if before is not None and before.decode:
+        sessions.with_decoder(site)
+    if before is not None:
+        pictures.pillow()
+    opset = wrap(source.model, before, after).opset
+    if opset > target.max_opset:
+        message = f"the steps need opset {opset}, and the target's runtime reads {target.max_opset} at most"
+        raise usage(message, where=settings.preprocess or "", hint="Leave them out, or choose a newer --runtime")
 
 
 def parse_recipe(text: str) -> Recipe:

@@ -70,6 +70,7 @@ LAZY = {
 ONLY_HOME = {
     "onnxruntime": "optimizer/runtime/",
     "openvino": "optimizer/runtime/engines/",
+    "onnxruntime_extensions": "optimizer/runtime/",
     "onnxsim": "passes/clean/simplify.py",
     "matplotlib": "optimizer/report/plots.py",
 }
