@@ -44,11 +44,12 @@ Image = tuple[Array, Array]
 
 @dataclass(frozen=True)
 class Edged:
-    """A model with its edges, where it runs, pairs for the whole of it, and what was measured."""
+    """A model with its edges, where it runs, pairs for the whole of it (``None`` where it takes what it took before), and
+    what was measured."""
 
     model: Model
     site: Site
-    golden: tuple[GoldenPair, ...]
+    golden: tuple[GoldenPair, ...] | None
     boundary: Boundary
     manifest: dict[str, Any]
 
@@ -65,15 +66,17 @@ def put_around(bench: Bench, model: Model) -> Edged:
     whole = wrap(model, before, after)
     site = bench.site if before is None or not before.decode else sessions.with_decoder(bench.site)
     others = next(iter((bench.splits.select if bench.splits and settings.golden == "data" else bench.bare).feeds(1)))[0]
-    feeds, inner, worst, seen = [others], others, 0.0, 0
+    outer, inner, worst, seen = bench.feed, bench.feed, 0.0, 0
+    pairs: tuple[GoldenPair, ...] | None = None
     if before is not None:
         port, first = image_port(model.signature.inputs, before)
         real, made_up = _real(bench, before, port, first), _made_up_images(bench, before, port, first)
         fed = _Fed(before, port, first, others, next(p.name for p in whole.signature.inputs if p.name not in others))
         worst, seen = _worst(bench, model, whole, site, fed, [*real, *made_up]), len(real) + len(made_up)
         shown = real if real and settings.golden == "data" else made_up
-        feeds, inner = [fed.outer(image) for image in shown[:GOLDEN]], fed.inner(shown[0])
-    pairs = () if settings.golden == "none" else _pairs(bench, whole, site, feeds)
+        outer, inner = fed.outer(shown[0]), fed.inner(shown[0])
+        feeds = [fed.outer(image) for image in shown[:GOLDEN]] if settings.golden != "none" else []
+        pairs = _pairs(bench, whole, site, feeds)
     boundary = Boundary(
         settings.preprocess or "",
         settings.postprocess or "",
@@ -81,7 +84,7 @@ def put_around(bench: Bench, model: Model) -> Edged:
         tuple(map(str, whole.signature.outputs)),
         worst,
         seen,
-        *_timed(bench, model, whole, site, inner, feeds[0]),
+        *_timed(bench, model, whole, site, inner, outer),
     )
     tree = {"preprocess": boundary.preprocess, "postprocess": boundary.postprocess, "core": signature_of(model)}
     return Edged(whole, site, pairs, boundary, tree)

@@ -89,7 +89,7 @@ def ship(
     core, edged = model, put_around(bench, model) if bench.settings.preprocess or bench.settings.postprocess else None
     if edged is not None:
         model, record = edged.model, replace(record, boundary=edged.boundary)
-    pairs = edged.golden if edged is not None else golden_pairs(bench, model)
+    pairs = edged.golden if edged is not None and edged.golden is not None else golden_pairs(bench, model)
     tree = manifest.build(
         model=model,
         source=manifest.SourceIdentity(bench.source.name, bench.source.kind, bench.source.digest),

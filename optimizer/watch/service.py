@@ -86,7 +86,7 @@ class Watcher:
 
     def _preprocessed(self, inputs: Mapping[str, Array] | None) -> Mapping[str, Array] | None:
         edges = self._edges
-        if not inputs or edges is None or edges.preprocess is None or edges.image not in inputs:
+        if not inputs or edges is None or not edges.preprocess or not edges.image or edges.image not in inputs:
             return inputs
         steps = text.preprocess(edges.preprocess)
         port, first = image_port(edges.inputs, steps)
