@@ -44,8 +44,8 @@ Image = tuple[Array, Array]
 
 @dataclass(frozen=True)
 class Edged:
-    """A model with its edges, where it runs, pairs for the whole of it (``None`` where it takes what it took before), and
-    what was measured."""
+    """A model with its edges, where it runs, golden pairs for the whole (``None`` where it takes what it took before),
+    and what was measured."""
 
     model: Model
     site: Site
