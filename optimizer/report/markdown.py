@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from optimizer.records import Boundary, Outcome, PassNote, Record, Step, Verdict
+from optimizer.records import Outcome, PassNote, Record, Step, Verdict
 from optimizer.report import frontier, words
 
 
@@ -16,7 +16,7 @@ def report(record: Record) -> str:
         _escape(f"Measured on {words.scene(record)}."),
         _measured(record),
         _what_ships(record),
-        _boundary(record.boundary),
+        _list("Before and after the network", words.edges(record)),
         _tried(record.steps),
         _frontier(record),
         _sensitivity(record),
@@ -105,16 +105,6 @@ def _sensitivity(record: Record) -> str:
         "the rest."
     )
     return "## What layers cost\n\n" + _escape(text) + "\n\n" + table(frontier.LAYER_HEAD, rows)
-
-
-def _boundary(boundary: Boundary | None) -> str:
-    if boundary is None:
-        return ""
-    lines = [f"takes {', '.join(boundary.inputs)}", f"gives {', '.join(boundary.outputs)}"]
-    lines += [
-        f"{name}: {text}" for name, text in (("before", boundary.preprocess), ("after", boundary.postprocess)) if text
-    ]
-    return _list("Before and after the network", [*lines, *words.boundary(boundary)])
 
 
 def _list(title: str, lines: Sequence[str]) -> str:

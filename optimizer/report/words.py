@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import PurePath
 
-from optimizer.records import Boundary, Confidence, Interval, Latency, Measured, Outcome, Quality, Record, Step
+from optimizer.records import Confidence, Interval, Latency, Measured, Outcome, Quality, Record, Step
 
 IN_POINTS = frozenset({"top1", "top5", "f1", "auroc", "agreement"})
 """Metrics between 0 and 1 that people read in percent, and their differences in points."""
@@ -216,13 +216,19 @@ def _moved(number: float) -> str:
     return ("+" if number > 0 else "") + significant(number)
 
 
-def boundary(edges: Boundary) -> list[str]:
-    """What was measured of the steps before and after the network."""
-    core, whole = edges.core_latency_ms.p50, edges.latency_ms.p50
-    found = [
-        f"with them {significant(whole)} ms, the network alone {significant(core)} ms: {whole - core:.2g} ms are theirs"
+def edges(record: Record) -> list[str]:
+    """What stands before and after the network in the artifact, what it takes and gives with that, what it costs."""
+    found = record.boundary
+    if found is None:
+        return []
+    lines = [f"takes {', '.join(found.inputs)}", f"gives {', '.join(found.outputs)}"]
+    lines += [
+        f"{place}: {text}" for place, text in (("before", found.preprocess), ("after", found.postprocess)) if text
     ]
-    if edges.images:
-        gap = f"at most {edges.worst_difference:.1g} of the range of pixels"
-        found.append(f"what the network is given differs by {gap} from the Python reference, on {edges.images} images")
-    return found
+    core, whole = found.core_latency_ms.p50, found.latency_ms.p50
+    alone = f"the network alone {significant(core)} ms"
+    lines.append(f"with them {significant(whole)} ms, {alone}: {whole - core:.2g} ms are theirs")
+    if found.images:
+        gap = f"at most {found.worst_difference:.1g} of the range of pixels"
+        lines.append(f"what the network is given differs by {gap} from the Python reference, on {found.images} images")
+    return lines
