@@ -38,6 +38,7 @@ from optimizer.runtime import hardware, sessions
 from optimizer.verify.apply import Candidate
 from optimizer.watch import memory, reference, sketches
 from optimizer.workshop import Bench
+from optimizer.workers.pool import CallFailed
 from passes.kit.model import Model
 from passes.kit.recipe import Recipe
 
@@ -263,7 +264,11 @@ def remembered(bench: Bench, model: Model) -> bytes:
         bench.watch.warn(f"the artifact will not remember its data: {fault}")
         return b""
     bench.watch.stage("remembering what the data looks like")
-    return reference.to_bytes(memory.remember(model, bench.builder.world, bench.splits, bench.settings.seed))
+    try:
+        return reference.to_bytes(memory.remember(model, bench.builder.world, bench.splits, bench.settings.seed))
+    except (Fault, CallFailed) as error:  # what was found and measured is worth more than its sketches
+        bench.watch.warn(f"the artifact will not remember its data: {error}")
+        return b""
 
 
 def looked_into(bench: Bench, choice: Choice, record: Record) -> Record:
