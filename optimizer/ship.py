@@ -37,8 +37,8 @@ from optimizer.report import html, markdown
 from optimizer.runtime import hardware, sessions
 from optimizer.verify.apply import Candidate
 from optimizer.watch import memory, reference, sketches
-from optimizer.workshop import Bench
 from optimizer.workers.pool import CallFailed
+from optimizer.workshop import Bench
 from passes.kit.model import Model
 from passes.kit.recipe import Recipe
 
