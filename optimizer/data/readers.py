@@ -111,7 +111,7 @@ def _read_folder(path: Path, inputs: tuple[Port, ...], scratch: Path) -> dict[st
 def _nothing_inside(path: Path, files: list[Path]) -> Fault:
     hint = f"Readable: {FORMATS}"
     if any(p.suffix.lower() in _IMAGES for p in path.rglob("*")):
-        hint = "It looks like a folder of images: say how they become inputs, as in --preprocess 'resize=224x224'"
+        hint = "It looks like an image folder: say how the images become inputs, as in --preprocess 'resize=224x224'"
     what = f"{len(files)} files, none of them .npy or .npz" if files else "an empty folder"
     return bad_input(f"the folder holds no data ({what})", where=str(path), hint=hint, code="empty-data")
 
