@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from optimizer.boundary.graph import core
 from optimizer.data.samples import Samples
 from optimizer.faults import bad_input
 from optimizer.plan import DataRequest, Settings
@@ -15,6 +16,7 @@ from optimizer.progress import Watcher as Progress
 from optimizer.report.drift import DriftRecord
 from optimizer.runtime import hardware
 from optimizer.runtime.answers import World
+from optimizer.source.open import Source
 from optimizer.store.store import Store, key_of
 from optimizer.watch import feeding, reference
 from optimizer.watch.reference import Reference
@@ -41,6 +43,8 @@ def check_settings(settings: Settings, watch: Progress, *, alpha: float, inputs_
         watch.stage("opening the artifact")
         scratch = stack.enter_context(scratch_folder(store))
         source = open_model(settings.but(data=DataRequest()), hardware.loosest_target(), store, site, scratch)
+        steps, source = without_edges(folder, source)
+        settings = settings.but(preprocess=steps)
         watch.stage("reading the data")
         samples = read_samples(str(settings.data.data), settings, source, store, stack)
         _fits(known, samples, str(settings.data.data))
@@ -58,6 +62,18 @@ def check_settings(settings: Settings, watch: Progress, *, alpha: float, inputs_
         record, artifact=str(folder), data=str(settings.data.data), ran=ran, samples=len(samples),
         warnings=(*samples.warnings, *record.warnings),
     )  # fmt: skip
+
+
+def without_edges(folder: Path, source: Source) -> tuple[str | None, Source]:
+    """The text of the preprocessing in an artifact, and the network inside: what is remembered is of the latter."""
+    edges = reference.edges_of(folder)
+    if edges is None:
+        return None, source
+    try:
+        return edges.preprocess, replace(source, model=core(source.model, edges.inputs, edges.outputs))
+    except KeyError as error:
+        message = f"the manifest speaks of {error}, which the model does not have"
+        raise bad_input(message, where=str(folder), code="bad-manifest") from None
 
 
 def look_at_inputs(known: Reference, samples: Samples) -> dict[Key, Seen]:

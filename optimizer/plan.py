@@ -155,6 +155,8 @@ class Settings:
     steps: int | None = None
     minutes: float | None = None
     student: str | None = None
+    preprocess: str | None = None
+    postprocess: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache_dir", Path(self.cache_dir))  # a script may give text

@@ -335,6 +335,26 @@ class CheckedOn:
 
 
 @dataclass(frozen=True)
+class Boundary:
+    """Steps before and after the network that are part of the artifact, and what they change.
+
+    ``inputs`` and ``outputs`` are what the artifact takes and gives with them. ``worst_difference`` is how far what the
+    network is given may be from the Python reference, as a share of the range of pixels, on ``images`` images.
+    ``core_latency_ms`` is without the steps, ``latency_ms`` with them, ``times`` the second over the first.
+    """
+
+    preprocess: str
+    postprocess: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    worst_difference: float
+    images: int
+    core_latency_ms: Latency
+    latency_ms: Latency
+    times: Interval
+
+
+@dataclass(frozen=True)
 class Record:
     """The single truth of a compile, which every report renders."""
 
@@ -361,6 +381,7 @@ class Record:
     checked_on: CheckedOn | None = None
     date: str = ""
     origin: Origin | None = None
+    boundary: Boundary | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The object that ``--json`` prints."""

@@ -15,6 +15,7 @@ from optimizer.data.samples import Samples
 from optimizer.decide.judge import unmet
 from optimizer.decide.pareto import frontier
 from optimizer.dissecting import dissect
+from optimizer.edging import put_around
 from optimizer.faults import Fault, limit_not_met
 from optimizer.measure import adequacy
 from optimizer.measure.scales import QualityReading, SpeedReading
@@ -39,6 +40,7 @@ from optimizer.runtime import hardware, sessions
 from optimizer.runtime.providers import SESSION
 from optimizer.verify.apply import Candidate, code_digest
 from optimizer.watch import memory, reference, sketches
+from optimizer.workers.pool import CallFailed
 from optimizer.workshop import Bench
 from passes.kit.model import Model
 from passes.kit.recipe import Recipe
@@ -88,7 +90,10 @@ def ship(
         return replace(record, outcome=Outcome.NONE, error=fault.as_json())
     model = choice.candidate.model if choice.candidate else bench.source.model
     recipe = choice.candidate.recipe if choice.candidate else Recipe()
-    pairs = golden_pairs(bench, model)
+    core, edged = model, put_around(bench, model) if bench.settings.preprocess or bench.settings.postprocess else None
+    if edged is not None:
+        model, record = edged.model, replace(record, boundary=edged.boundary)
+    pairs = edged.golden if edged is not None and edged.golden is not None else golden_pairs(bench, model)
     tree = manifest.build(
         model=model,
         source=source_identity(bench),
@@ -103,11 +108,13 @@ def ship(
         lossy=choice.lossy,
         golden=pairs,
         golden_origin=bench.settings.golden,
-        custom_ops={Path(p).name: describe_file(Path(p))["sha256"] for p in bench.site.custom_ops},
+        custom_ops={Path(p).name: describe_file(Path(p))["sha256"] for p in (edged or bench).site.custom_ops},
         runs_at={"batch": bench.settings.batch, "threads": bench.settings.threads},
         code=code_digest("passes."),
         licence=manifest.licence_of(bench.source.model, bench.settings.license),
     )
+    if edged is not None:
+        tree["boundary"] = edged.manifest
     public = replace(record, artifact=None, source=public_name(bench.settings.source.model))
     found = evidence.of(public, choice.label) | proofs_and_settings(bench, choice)
     contents = artifact.Contents(
@@ -117,7 +124,7 @@ def ship(
         markdown.report(public),
         pairs,
         drawing.svg(public),
-        remembered(bench, model),
+        remembered(bench, core),
         html.page(evidence.record(found)),
     )
     place = artifact.write(output_folder(bench), contents, overwrite=bench.settings.overwrite)
@@ -262,7 +269,11 @@ def remembered(bench: Bench, model: Model) -> bytes:
         bench.watch.warn(f"the artifact will not remember its data: {fault}")
         return b""
     bench.watch.stage("remembering what the data looks like")
-    return reference.to_bytes(memory.remember(model, bench.builder.world, bench.splits, bench.settings.seed))
+    try:
+        return reference.to_bytes(memory.remember(model, bench.builder.world, bench.splits, bench.settings.seed))
+    except (Fault, CallFailed) as error:  # what was found and measured is worth more than its sketches
+        bench.watch.warn(f"the artifact will not remember its data: {error}")
+        return b""
 
 
 def looked_into(bench: Bench, choice: Choice, record: Record) -> Record:

@@ -16,6 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from optimizer.boundary import pictures
+from optimizer.boundary import text as boundary
+from optimizer.boundary.graph import wrap
 from optimizer.data.checks import from_arrays
 from optimizer.data.metrics import METRICS, Metric, choose, user_metric
 from optimizer.data.npz import unpack
@@ -115,6 +118,7 @@ def open_bench(settings: Settings, watch: Watcher) -> Iterator[Bench]:
         store = Store(settings.cache_dir)
         watch.stage("opening the model")
         source = open_model(settings, target, store, site, stack.enter_context(scratch_folder(store)))
+        check_edges(settings, source, target, site)
         watch.stage("reading the data")
         splits, notes = gather_data(settings, source, store, stack)
         made_up = splits is None
@@ -251,6 +255,10 @@ def check_settings(settings: Settings) -> None:
     for name, known in (("goal", GOALS), ("golden", GOLDEN), ("level", LEVELS), ("recover", RECOVERIES)):
         if (given := getattr(settings, name)) not in known:
             raise usage(f"{name} cannot be {given!r}", hint=f"Known: {', '.join(map(str, known))}")
+    if settings.preprocess is not None:
+        boundary.preprocess(settings.preprocess)
+    if settings.postprocess is not None:
+        boundary.postprocess(settings.postprocess)
     for name, least in (("seed", 0), ("batch", 1), ("threads", 1)):
         if (given := getattr(settings, name)) < least:
             raise usage(f"{name} cannot be {given}", hint=f"The least is {least}")
@@ -259,6 +267,22 @@ def check_settings(settings: Settings) -> None:
         raise cannot("training needs PyTorch", where="--recover", hint="pip install 'lathe[torch]'", code="no-torch")
     if not trains and (settings.steps is not None or settings.minutes is not None):
         raise usage("--steps and --minutes say how long to train", hint="Add --recover distill")
+
+
+def check_edges(settings: Settings, source: Source, target: Target, site: Site) -> None:
+    """Refuse steps before or after the network that do not fit the model, before any work is done."""
+    before = boundary.preprocess(settings.preprocess) if settings.preprocess is not None else None
+    after = boundary.postprocess(settings.postprocess) if settings.postprocess is not None else None
+    if before is None and after is None:
+        return
+    if before is not None and before.decode:
+        sessions.with_decoder(site)
+    if before is not None:
+        pictures.pillow()
+    opset = wrap(source.model, before, after).opset
+    if opset > target.max_opset:
+        message = f"the steps need opset {opset}, and the target's runtime reads {target.max_opset} at most"
+        raise usage(message, where=settings.preprocess or "", hint="Leave them out, or choose a newer --runtime")
 
 
 def parse_recipe(text: str) -> Recipe:
@@ -355,7 +379,8 @@ def read_samples(text: str, settings: Settings, source: Source, store: Store, st
         found = stack.enter_context(UserFunction(text, settings.source.folder)).read()
         samples = from_arrays(found.arrays, inputs, where=text, nan_ok=nan_ok)
         return dataclasses.replace(samples, warnings=(*samples.warnings, *found.notes))
-    return read(Path(text), inputs, scratch=store.scratch, nan_ok=nan_ok)
+    steps = boundary.preprocess(settings.preprocess) if settings.preprocess is not None else None
+    return read(Path(text), inputs, scratch=store.scratch, nan_ok=nan_ok, steps=steps)
 
 
 def made_up_samples(model: Model, seed: int, store: Store, site: Site) -> Samples:

@@ -26,6 +26,7 @@ from optimizer.plan import GOALS, GOLDEN, RECOVERIES, DataRequest, Settings, def
 from optimizer.records import Confidence, Judgement, Outcome, Record
 
 DATA = "Data and quality"
+EDGES = "Before and after the network"
 SEARCH = "What to try"
 SITE = "Where it will run"
 FILE = click.Path(path_type=Path)
@@ -58,6 +59,19 @@ POSITIVE = click.IntRange(min=1)
     metavar="LIMIT",
     multiple=True,
     help="What must hold: top1.drop<=0.5%, latency<=8ms, size<=4MB, or none. Repeatable.",
+)
+@option(
+    "--preprocess",
+    section=EDGES,
+    metavar="STEPS",
+    help="Put these before the network, so that it takes pixels, and read image folders by them: "
+    "resize=256, center-crop=224, normalize=imagenet.",
+)
+@option(
+    "--postprocess",
+    section=EDGES,
+    metavar="STEPS",
+    help="Put these after the network: softmax, argmax, topk=5 or nms{iou=0.5, score=0.25}.",
 )
 @option(
     "--allow-random-data",

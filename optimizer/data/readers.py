@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import onnx
 
+from optimizer.boundary.text import Preprocess
+from optimizer.data import images
 from optimizer.data.checks import NO_PICKLES, from_arrays, listed
 from optimizer.data.npz import load_npy, unpack
 from optimizer.data.samples import Array, Samples
@@ -25,7 +27,9 @@ _UNSAFE = {".pkl", ".pickle", ".pt", ".pth", ".joblib"}
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 
 
-def read(path: Path, inputs: tuple[Port, ...], *, scratch: Path, nan_ok: bool = False) -> Samples:
+def read(
+    path: Path, inputs: tuple[Port, ...], *, scratch: Path, nan_ok: bool = False, steps: Preprocess | None = None
+) -> Samples:
     """Samples from ``path`` for a model with these ``inputs``.
 
     - ``.npz``: arrays whose names are inputs are inputs, the others are labels. Members are unpacked once, to
@@ -34,6 +38,7 @@ def read(path: Path, inputs: tuple[Port, ...], *, scratch: Path, nan_ok: bool = 
     - a folder of ``.npy`` (named by file) and ``.npz``; several ``.npz`` with the same arrays are joined in name order.
     - ``test_data_set_N`` with ``input_K.pb``/``output_K.pb`` in the order of the model's inputs, or a folder of such.
     - ``.jsonl``: one object a line, input names -> numbers or nested lists of equal lengths.
+    - with preprocessing ``steps``, a folder of images (:mod:`optimizer.data.images`).
     - ``.parquet``: one column per array (needs pyarrow).
 
     Raises :class:`Fault`: BAD_INPUT for missing, broken, unsafe or unfit data, UNDECIDED when pyarrow is missing.
@@ -41,7 +46,10 @@ def read(path: Path, inputs: tuple[Port, ...], *, scratch: Path, nan_ok: bool = 
     where = str(path)
     if not path.exists():
         raise bad_input("no such file or folder", where=where, hint=_neighbour(path), code="missing-data")
-    arrays = _read_folder(path, inputs, scratch) if path.is_dir() else _read_file(path, inputs, scratch)
+    if steps is not None and path.is_dir() and images.image_files(path):
+        arrays = images.read_images(path, inputs, steps, scratch)
+    else:
+        arrays = _read_folder(path, inputs, scratch) if path.is_dir() else _read_file(path, inputs, scratch)
     return from_arrays(arrays, inputs, where=where, nan_ok=nan_ok)
 
 
@@ -103,7 +111,7 @@ def _read_folder(path: Path, inputs: tuple[Port, ...], scratch: Path) -> dict[st
 def _nothing_inside(path: Path, files: list[Path]) -> Fault:
     hint = f"Readable: {FORMATS}"
     if any(p.suffix.lower() in _IMAGES for p in path.rglob("*")):
-        hint = "It looks like an image folder: preprocess the images into a .npz of input arrays and labels first"
+        hint = "It looks like an image folder: say how the images become inputs, as in --preprocess 'resize=224x224'"
     what = f"{len(files)} files, none of them .npy or .npz" if files else "an empty folder"
     return bad_input(f"the folder holds no data ({what})", where=str(path), hint=hint, code="empty-data")
 

@@ -44,6 +44,7 @@ def closing(record: Record) -> RenderableType:
         parts.append(line("why", record.confirm.reason))
     if checks := words.checks(record):
         parts.append(line("checked", checks))
+    parts += [line("edges", text) for text in words.edges(record)]
     parts += [line("warning", warning, "yellow") for warning in record.warnings]
     if record.artifact:
         parts.append(line("artifact", record.artifact))

@@ -228,6 +228,11 @@ def _recipe(step: Step) -> Html:
     return join([tag("h3", step.label or "recipe"), tag("pre", tag("code", step.recipe))])
 
 
+def _edges(record: Record) -> Html | None:
+    found = words.edges(record)
+    return tag("ul", [tag("li", text) for text in found]) if found else None
+
+
 def _warnings(record: Record) -> Html | None:
     return tag("ul", [tag("li", text) for text in record.warnings]) if record.warnings else None
 
@@ -260,6 +265,9 @@ def _again(record: Record) -> Html | None:
     ]
     parts += ["--data DATA"] if origin.data else []
     parts += [f"--metric {shlex.quote(origin.metric)}"] if origin.metric else []
+    if (edges := record.boundary) is not None:
+        steps = (("preprocess", edges.preprocess), ("postprocess", edges.postprocess))
+        parts += [f"--{flag} {shlex.quote(text)}" for flag, text in steps if text]
     parts += [f"--budget {shlex.quote(text)}" for text in record.budget]
     parts += [f"--target {shlex.quote(record.target)}", f"--provider {shlex.quote(record.provider)}"]
     parts.append(f"--seed {origin.seed} --batch {origin.batch} --threads {origin.threads}")
@@ -296,6 +304,7 @@ _SECTIONS: tuple[tuple[str, str, Callable[[Record], Section]], ...] = (
     ("latency", "How long runs take", html_time.latency),
     ("frontier", "Quality, speed and size", html_time.frontier_of),
     ("ships", "What ships", _ships),
+    ("edges", "Before and after the network", _edges),
     ("tried", "What was kept and let go", _tried),
     ("operators", "Where the time goes", html_time.operators),
     ("bounds", "What bounds it", html_time.bounds),

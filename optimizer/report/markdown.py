@@ -16,6 +16,7 @@ def report(record: Record) -> str:
         _escape(f"Measured on {words.scene(record)}."),
         _measured(record),
         _what_ships(record),
+        _list("Before and after the network", words.edges(record)),
         _tried(record.steps),
         _frontier(record),
         _sensitivity(record),
@@ -122,9 +123,9 @@ def _environment(record: Record) -> str:
 def _how_to_use(record: Record) -> str:
     if record.outcome is Outcome.NONE:
         return ""
+    has = "takes and gives what is said above" if record.boundary else "has the inputs and outputs of the source"
     return (
-        "## How to use it\n\n"
-        "`model.onnx` has the inputs and outputs of the source. `lathe verify .` checks that nothing was changed "
+        f"## How to use it\n\n`model.onnx` {has}. `lathe verify .` checks that nothing was changed "
         "on the way and that it gives the same answers on your machine; `manifest.json` says how to make it again, "
         "`evidence.json` holds every measurement, and `report.html` shows them in a browser."
     )

@@ -214,3 +214,21 @@ def _moved(number: float) -> str:
     if not number:
         return "0"
     return ("+" if number > 0 else "") + significant(number)
+
+
+def edges(record: Record) -> list[str]:
+    """What stands before and after the network in the artifact, what it takes and gives with that, what it costs."""
+    found = record.boundary
+    if found is None:
+        return []
+    lines = [f"takes {', '.join(found.inputs)}", f"gives {', '.join(found.outputs)}"]
+    lines += [
+        f"{place}: {text}" for place, text in (("before", found.preprocess), ("after", found.postprocess)) if text
+    ]
+    core, whole = found.core_latency_ms.p50, found.latency_ms.p50
+    alone = f"the network alone {significant(core)} ms"
+    lines.append(f"with them {significant(whole)} ms, {alone}: {whole - core:.2g} ms are theirs")
+    if found.images:
+        gap = f"at most {found.worst_difference:.1g} of the range of pixels"
+        lines.append(f"what the network is given differs by {gap} from the Python reference, on {found.images} images")
+    return lines

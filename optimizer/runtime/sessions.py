@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -47,6 +47,16 @@ class Site:
     def clock(self) -> str:
         """``cpu`` where one thread does all the work: CPU time is blind to other processes. Otherwise ``wall``."""
         return "cpu" if self.threads == 1 and self.provider in ON_THIS_CPU else "wall"
+
+
+def with_decoder(site: Site) -> Site:
+    """``site`` with the library that decodes images inside of a graph. Raises a Fault when it is not installed."""
+    try:
+        import onnxruntime_extensions
+    except ImportError:
+        hint = "Run: pip install 'lathe[images]', or feed pixels and leave 'decode' out"
+        raise cannot("'decode' needs onnxruntime-extensions", hint=hint, code="missing-package") from None
+    return replace(site, custom_ops=(*site.custom_ops, str(onnxruntime_extensions.get_library_path())))
 
 
 def worker() -> Worker:

@@ -13,7 +13,7 @@ from optimizer.runtime.answers import World
 from optimizer.watch.sketches import Array, Pile
 from passes.kit.model import Model, Port
 from passes.kit.reducers import Reducer
-from passes.kit.summaries import Layout, SampleRows, rows
+from passes.kit.summaries import SampleRows, rows
 
 BATCH_BYTES = 1 << 22
 """What samples that are looked at together may take."""
@@ -74,8 +74,3 @@ def class_labels(samples: Samples) -> Iterator[str]:
 def _batch(samples: Samples) -> int:
     size = sum(np.asarray(a).nbytes for a in first_feed(samples).values()) if len(samples) else 1
     return max(1, min(PART, BATCH_BYTES // max(1, size)))
-
-
-def layouts_of(known: Mapping[str, Layout]) -> dict[str, Pile]:
-    """An empty pile for each layout."""
-    return {name: Pile(layout) for name, layout in known.items()}

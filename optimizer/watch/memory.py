@@ -111,7 +111,8 @@ def _labels(parts: Sequence[Samples]) -> list[str]:
 
 def _inside(model: Model, world: World, samples: Samples) -> dict[Key, Pile]:
     """An empty pile for every output that is a tensor of numbers, and for every tensor with a fixed grid."""
-    names = [port.name for port in model.signature.outputs if port.dims is not None][:MOST_OUTPUTS]
+    ports = {port.name: port for port in model.signature.outputs if port.dims is not None}
+    names = list(ports)[:MOST_OUTPUTS]
     feed = feeding.first_feed(samples)
     fed = samples.fed(1)
     (given,) = world.run(model, [feed], names) if names else ({},)
@@ -120,7 +121,8 @@ def _inside(model: Model, world: World, samples: Samples) -> dict[Key, Pile]:
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub" or not value.size:
             continue
         alone = value.ndim > 0 and len(value) == fed
-        piles["output", name] = Pile(layout_of_answers(value.shape[1:] if alone else value.shape, value.dtype))
+        shape, sized = value.shape[1:] if alone else value.shape, feeding.sized(ports[name], samples.whole)
+        piles["output", name] = Pile(layout_of_answers(shape, value.dtype, sized=sized))
     for name, (low, high) in limits(model).items():
         if ("output", name) not in piles:
             piles["tensor", name] = Pile(Layout("clipped", floor=low, ceiling=high))

@@ -18,6 +18,7 @@ from optimizer.package.receiver.files import describe_file
 from optimizer.package.receiver.words import MANIFEST, SUMS
 from optimizer.watch.sketches import Array, Seen
 from optimizer.watch.verdict import Key
+from passes.kit.model import Port
 from passes.kit.summaries import Layout
 
 SCHEMA = "lathe.watch/1"
@@ -34,6 +35,34 @@ class Reference:
     def layouts(self, part: str) -> dict[str, Layout]:
         """Layouts of one part, by name."""
         return {name: seen.layout for (kind, name), seen in self.seen.items() if kind == part}
+
+
+@dataclass(frozen=True)
+class Edges:
+    """What stands around the network in an artifact: the text of its preprocessing (or nothing), the input that takes
+    images (or nothing), and the inputs and names of outputs of the network inside."""
+
+    preprocess: str | None
+    image: str | None
+    inputs: tuple[Port, ...]
+    outputs: tuple[str, ...]
+
+
+def edges_of(folder: Path | str) -> Edges | None:
+    """The edges of an artifact; ``None`` where it has none. Raises a bad-input Fault when its manifest is garbled."""
+    try:
+        tree = json.loads((Path(folder) / MANIFEST).read_text("utf-8"))
+        found = tree.get("boundary")
+        if not found:
+            return None
+        inputs = tuple(Port(str(p["name"]), str(p["type"]), tuple(p["dims"])) for p in found["core"]["inputs"])
+        outputs = tuple(str(p["name"]) for p in found["core"]["outputs"])
+        own = {port.name for port in inputs}
+        image = next((str(p["name"]) for p in tree["signature"]["inputs"] if p["name"] not in own), None)
+        return Edges(found["preprocess"] or None, image, inputs, outputs)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        message = f"{MANIFEST} does not say what stands around the network: {error}"
+        raise bad_input(message, where=str(folder), code="bad-manifest") from None
 
 
 def to_bytes(reference: Reference) -> bytes:

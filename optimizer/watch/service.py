@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from optimizer.boundary import pictures, text
+from optimizer.boundary.graph import channels_of, image_port
 from optimizer.faults import bad_input, usage
 from optimizer.package import golden
 from optimizer.report.drift import DriftRecord
@@ -43,6 +45,7 @@ class Watcher:
             raise usage(f"alpha {alpha} must lie between 0 and 1 and looks {looks} be at least 1")
         self._artifact = str(artifact)
         self._reference = reference.read(artifact)
+        self._edges = reference.edges_of(artifact)
         self._alpha = alpha / looks
         self._piles: dict[Key, Pile] = {}
         self.reset()
@@ -60,10 +63,14 @@ class Watcher:
     ) -> None:
         """Take in a batch as it was fed to the model, what it gave, and the true labels where they are known.
 
+        Where the artifact has preprocessing of its own, the images that it takes (uint8 [N, H, W, C], or the bytes of
+        one file) are preprocessed by the Python reference first; ``outputs`` are those before postprocessing.
+
         Arrays have the samples on axis 0 (where a feed of the model is one sample, all of it is one). Names that the
         artifact does not remember are left out. Raises :class:`optimizer.Fault` when an array has another type or shape
         than the model takes; then nothing of the batch was taken in.
         """
+        inputs = self._preprocessed(inputs)
         parts = {"input": inputs, "output": outputs, "label": labels}
         found = [
             (self._piles[part, name], self._rows(part, name, np.asarray(array)))
@@ -76,6 +83,21 @@ class Watcher:
             raise bad_input(f"no array is named like an input of the model ({known})", code="no-input-array")
         for pile, (more, names) in found:
             pile.add(more, names)
+
+    def _preprocessed(self, inputs: Mapping[str, Array] | None) -> Mapping[str, Array] | None:
+        edges = self._edges
+        if not inputs or edges is None or not edges.preprocess or not edges.image or edges.image not in inputs:
+            return inputs
+        steps = text.preprocess(edges.preprocess)
+        port, first = image_port(edges.inputs, steps)
+        channels, given = channels_of(port, first, steps), np.asarray(inputs[edges.image])
+        if given.dtype != np.uint8 or given.ndim != (1 if steps.decode else 4):
+            wanted = "the bytes of one file" if steps.decode else f"uint8 [N, H, W, {channels}]"
+            message = f"input '{edges.image}' is {given.dtype} {list(given.shape)}, not {wanted}"
+            raise bad_input(message, code="wrong-shape")
+        images = [pictures.open_pixels(given.tobytes(), channels)] if steps.decode else list(given)
+        made = [pictures.apply(steps, pixels, channels_first=first) for pixels in images]
+        return {**{n: a for n, a in inputs.items() if n != edges.image}, port.name: np.stack(made)}
 
     def _rows(self, part: str, name: str, array: Array) -> tuple[Array, Array | None]:
         seen = self._reference.seen[part, name]

@@ -115,13 +115,14 @@ def layout_of(shape: tuple[int, ...], dtype: np.dtype[Any], *, sized: bool = Fal
     return Layout("numbers", 0, channels, axis, rough, broken=not whole, distinct=whole, sized=sized)
 
 
-def layout_of_answers(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Layout:
-    """The layout of outputs whose samples have this shape and type."""
+def layout_of_answers(shape: tuple[int, ...], dtype: np.dtype[Any], *, sized: bool = False) -> Layout:
+    """The layout of outputs whose samples have this shape and type; ``sized``: sizes may differ."""
     if dtype.kind != "f":
-        plain = layout_of(shape, dtype)
+        plain = layout_of(shape, dtype, sized=sized)
         return dataclasses.replace(plain, rough=(), channels=0)
     values = int(np.prod(shape))
-    return Layout("answers" if values > 1 and shape[-1] > 1 else "numbers", 1 if values == 1 else 0, broken=True)
+    alone = values == 1 and not sized
+    return Layout("answers" if values > 1 and shape[-1] > 1 else "numbers", int(alone), broken=True, sized=sized)
 
 
 def rows(layout: Layout, batch: Array) -> Array:
@@ -208,8 +209,8 @@ def _numbers(layout: Layout, batch: Array) -> list[Array]:
 
 def _answers(layout: Layout, batch: Array) -> list[Array]:
     found = _numbers(layout, batch)
-    if layout.columns == 1:
-        return found
+    if batch.shape[-1] < 2:  # nothing to choose from, this time
+        return [np.ones(len(batch)), np.ones(len(batch)), np.zeros(len(batch)), *found]
     scores = np.nan_to_num(batch.astype(np.float64), nan=0.0, posinf=1e30, neginf=-1e30)
     given = (scores >= 0).all() and np.allclose(scores.sum(axis=-1), 1.0, atol=1e-3)
     powers = np.exp(scores - scores.max(axis=-1, keepdims=True))

@@ -24,12 +24,14 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "optimizer.interrupts",
     ),
     ("optimizer.workers",),
+    ("optimizer.boundary",),
     ("optimizer.source", "optimizer.data", "optimizer.store", "optimizer.runtime"),
     ("optimizer.verify", "optimizer.measure", "optimizer.recover"),
     ("optimizer.decide", "optimizer.report", "optimizer.package"),
     ("optimizer.watch",),
     ("optimizer.dissecting",),
     ("optimizer.workshop",),
+    ("optimizer.edging",),
     (
         "optimizer.preflight",
         "optimizer.ship",
@@ -70,6 +72,7 @@ LAZY = {
 ONLY_HOME = {
     "onnxruntime": "optimizer/runtime/",
     "openvino": "optimizer/runtime/engines/",
+    "onnxruntime_extensions": "optimizer/runtime/",
     "onnxsim": "passes/clean/simplify.py",
     "matplotlib": "optimizer/report/plots.py",
 }

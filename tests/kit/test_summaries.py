@@ -65,6 +65,14 @@ def test_scores_are_told_by_confidence_whether_they_are_probabilities_or_not() -
         assert told["entropy"] == pytest.approx(0.802, abs=1e-3)
 
 
+def test_answers_that_differ_in_size_keep_one_layout() -> None:
+    layout = layout_of_answers((1, 1), np.dtype(np.float32), sized=True)
+    assert "size" in layout.names() and layout.columns == 0
+    for shape in ((1, 1, 1), (1, 5, 3), (1, 0, 3)):
+        for kind in (layout, layout_of_answers((4, 3), np.dtype(np.float32), sized=True)):
+            assert rows(kind, np.ones(shape, np.float32)).shape == (1, len(kind.names()))
+
+
 def test_clipping_counts_what_has_no_integer() -> None:
     values = np.array([-3.0, -1.0, 0.0, 1.5, 2.0], np.float32)
     assert read(Layout("clipped", floor=-2.0, ceiling=1.5), values) == {"clipped": pytest.approx(0.4), "reach": 1.5}

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 from optimizer.records import (
     Bound,
+    Boundary,
     Ceiling,
     FrontierPoint,
     Interval,
+    Latency,
     LayerWork,
     NodeCost,
     OpCost,
@@ -57,6 +59,12 @@ def roofline(name: str = "/layer1/conv", *, integer: bool = False) -> Roofline:
     )
 
 
+def around(name: str, core: Latency, whole: Latency) -> Boundary:
+    before, after = "resize=256, normalize=imagenet", "softmax"
+    takes, gives = ("pixels: UINT8[n, height, width, 3]",), (f"{name}: FLOAT[n, 5]",)
+    return Boundary(before, after, takes, gives, 2e-5, 11, core, whole, near(1.4))
+
+
 def full(name: str = "/layer1/conv") -> Record:
     """Everything measured; ``name`` stands wherever a model's own names do."""
     base, final = OPTIMIZED.baseline, OPTIMIZED.final
@@ -81,5 +89,6 @@ def full(name: str = "/layer1/conv") -> Record:
         frontier=points,
         sensitivity=Sensitivity("one by one", {name: 0.01, "b": 0.001}, {name: 0.2}, 1.0),
         date="2026-11-26",
+        boundary=around(name, fast, slow),
         origin=Origin("ab" * 32, "cd" * 32, 0, 1, 1, "top1", {"confirm": "ef" * 32}),
     )

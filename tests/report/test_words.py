@@ -8,7 +8,7 @@ import pytest
 
 from optimizer.records import CheckedOn, Interval, Quality
 from optimizer.report import words
-from tests.report import records
+from tests.report import pages, records
 
 
 @pytest.mark.parametrize(
@@ -89,3 +89,11 @@ def test_how_rewrites_are_known_to_be_right() -> None:
         "the source does not run on: signs"
     )
     assert words.checks(records.OPTIMIZED) == "", "nothing is known of the inputs"
+
+
+def test_what_stands_around_the_network_is_told_with_what_it_costs() -> None:
+    told = words.edges(pages.full("out"))
+    assert told[:2] == ["takes pixels: UINT8[n, height, width, 3]", "gives out: FLOAT[n, 5]"]
+    assert "before: resize=256, normalize=imagenet" in told and "after: softmax" in told
+    assert any("ms are theirs" in line for line in told) and "on 11 images" in told[-1]
+    assert words.edges(records.OPTIMIZED) == []
