@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from peer_calls import Reader
 
-from optimizer.compile import compile_settings
+from optimizer.api import compile_settings
 from optimizer.faults import Fault
 from optimizer.measure.latency import Effort, Timing, compare, speedup
 from optimizer.measure.quality import Judge

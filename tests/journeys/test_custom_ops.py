@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from optimizer.compile import compile_settings
+from optimizer.api import compile_settings
 from optimizer.faults import Fault
 from optimizer.package.check import verify
 from optimizer.plan import Settings, SourceRequest

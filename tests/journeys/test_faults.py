@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from optimizer.api import compile_settings
 from optimizer.cli.boundary import Scene, guard
-from optimizer.compile import compile_settings
 from optimizer.faults import Exit, Fault
 from optimizer.package import artifact
 from optimizer.package.check import verify
@@ -83,7 +83,7 @@ class KilledAt(Silent):
 
     def arm(self) -> None:
         """Put the death into the writing of the artifact."""
-        write, place = artifact._write_text, artifact._put_in_place
+        write, place = artifact.write_text, artifact._put_in_place
 
         def writing(path: Path, text: str) -> None:
             write(path, text[: len(text) // 2] if self.when == MOMENTS[0] else text)
@@ -95,7 +95,7 @@ class KilledAt(Silent):
                 place(*args)
             os.kill(os.getpid(), signal.SIGKILL)
 
-        artifact._write_text = writing
+        artifact.write_text = writing
         if self.when != MOMENTS[0]:
             artifact._put_in_place = placing
 

@@ -33,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def record(place: Path) -> Record:
     return optimizer.compile(
         str(place / "cnn.onnx"), data=str(place / "data.npz"), metric="cosine", budget=["cosine.drop<=0.00002"],
-        level=3, time_limit=12.0, seconds=0.1, output=place / "cnn.lathe", cache_dir=place / "cache",
+        level=3, time_limit=30.0, seconds=0.1, output=place / "cnn.lathe", cache_dir=place / "cache",
     )  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def test_a_search_that_was_cut_off_is_taken_up_again(place: Path, record: Record
         str(place / "cnn.onnx"), data=str(place / "data.npz"), metric="cosine", budget=["cosine.drop<=0.00002"],
         level=3, time_limit=1.0, seconds=0.1, output=place / "again.lathe", cache_dir=place / "cache",
     )  # fmt: skip
-    assert time.monotonic() - start < 12
+    assert time.monotonic() - start < 30, "a search without a limit goes on longer"
     assert any("time limit was reached" in w for w in again.warnings)
     assert again.artifact is not None and optimizer.verify(again.artifact).ok
 
