@@ -325,7 +325,7 @@ def test_a_manifest_that_lies_is_told_in_one_line(small: Path, tmp_path: Path) -
     sums = (small / "SHA256SUMS").read_text().splitlines()
     lines = [f"{digest}  manifest.json" if line.endswith("  manifest.json") else line for line in sums]
     (small / "SHA256SUMS").write_text("\n".join(lines) + "\n")
-    for to in formats.FORMATS:
+    for to in (name for name, form in formats.FORMATS.items() if not form.needs):
         fault = refused(small, to, tmp_path / "out")
         assert fault.exit is Exit.BAD_INPUT and "recipe is missing" in fault.message
 

@@ -108,7 +108,7 @@ def test_generated_networks(first: int) -> None:
 
 def test_refit_of_generated_networks_moves_them_towards_the_original() -> None:
     shares = []
-    for seed in range(10):
+    for seed in range(8):
         proto, feed = make(seed)
         model = Model.from_proto(proto)
         structure = study(model.fork())
@@ -125,7 +125,7 @@ def test_refit_of_generated_networks_moves_them_towards_the_original() -> None:
         ]
         assert np.isfinite(errors).all()
         shares.append(errors[1] / max(errors[0], 1e-12))
-    assert len(shares) >= 6 and np.median(shares) < 0.7, shares
+    assert len(shares) >= 5 and np.median(shares) < 0.7, shares
 
 
 def test_generated_graphs_of_all_kinds() -> None:

@@ -67,5 +67,5 @@ def test_a_loop_is_not_counted_twice(tmp_path: Path, graph: bool) -> None:
     assert bool(found["nodes"]) == graph and len(found["whole"]) == 8
     (loop,) = [name for name, op in found["ops"].items() if op == "Loop"]
     taken = {name: ms.sum() for name, ms in found["taken"].items()}
-    assert taken[loop] < 0.5 * sum(taken.values())
-    assert sum(taken.values()) <= found["whole"].sum()
+    assert 0 < taken[loop] < sum(taken.values())
+    assert sum(taken.values()) <= found["whole"].sum(), "counted twice, the body would make it more"
