@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -62,8 +62,8 @@ class ConvertFloat16(Pass):
     When it refuses
         Operators named in ``keep``; nodes named in ``exclude``; nodes with a constant beyond the range of float16
         (65504), or with a setting that would become zero (an epsilon of 1e-12); nodes with a value that comes within
-        ``headroom`` of the end of the range on calibration data, where there are any; operators of other domains,
-        bodies of If, Loop and Scan, and quantized layers.
+        ``headroom`` of the end of the range on calibration data, where there are any; operators of other domains, and
+        what reads them where the type is not known; bodies of If, Loop and Scan, and quantized layers.
 
     Exactness
         LOSSY. float16 has 11 bits of precision and ends at 65504. The CPU provider computes it in float32 and may leave
@@ -140,7 +140,20 @@ def _slots(node: ir.Node, opset: int, shapes: Shapes) -> Slots | None:
         return None
     inputs = tuple(i for i, v in enumerate(node.inputs) if _may_be_half(v, schema.inputs, i, shapes))
     outputs = tuple(i for i, v in enumerate(node.outputs) if _may_be_half(v, schema.outputs, i, shapes))
-    return (inputs, outputs) if inputs else None
+    used = _by_type(node.inputs, inputs, schema.inputs) + _by_type(node.outputs, outputs, schema.outputs)
+    turned = {kind for kind, half in used if half}
+    if not inputs or any(kind in turned and not half for kind, half in used):
+        return None  # values that must have one type: the type of some is not known
+    return inputs, outputs
+
+
+def _by_type(
+    values: Sequence[ir.Value | None], half: tuple[int, ...], formal: Sequence[onnx.defs.OpSchema.FormalParameter]
+) -> list[tuple[str, bool]]:
+    """The type variable of each value that is there, and whether it becomes float16."""
+    return [
+        (formal[min(i, len(formal) - 1)].type_str, i in half) for i, value in enumerate(values) if value is not None
+    ]
 
 
 def _is_tensor(formal: onnx.defs.OpSchema.FormalParameter) -> bool:

@@ -150,3 +150,13 @@ def test_onnxruntime_can_move_a_reshape_between_the_pairs_of_8_bit_floats() -> N
     before, feeds = model(text, w=normal(4, 8), v=normal(8)), {"x": -np.ones((1, 4, 4), np.float32)}
     result = catalogue.find("quantize-fp8")()(before, LocalContext([feeds]))
     assert result.changes and run(result.model, feeds, optimize=True)["y"].shape == (1, 4, 8)
+
+
+def test_float16_takes_all_values_of_one_type_or_none() -> None:
+    """Nothing tells the type of what another domain's operator gives: its reader had float32 beside float16."""
+    text = """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]> g (float[1,4,8] x) => (float[1,4,8] y) {
+        a = MatMul(x, w) t = com.microsoft.Gelu(a) b = MatMul(t, v) y = Add(a, b) }"""
+    before, feeds = model(text, w=normal(8, 8), v=normal(8, 8)), {"x": normal(1, 4, 8)}
+    result = catalogue.find("convert-float16")()(before, LocalContext([feeds]))
+    assert result.changes
+    assert np.abs(run(result.model, feeds)["y"] - run(before, feeds)["y"]).max() < 0.1

@@ -88,7 +88,7 @@ def test_our_validator_is_the_librarys(data: st.DataObject) -> None:
 
 def test_members_of_tomorrow_are_no_error(tmp_path: Path) -> None:
     tree = written(tmp_path / "a")
-    VALIDATOR.validate({**tree, "colour": "blue", "tool": {**tree["tool"], "mood": "good"}})
+    assert VALIDATOR.is_valid({**tree, "colour": "blue", "tool": {**tree["tool"], "mood": "good"}})
 
 
 def test_the_page_names_every_member() -> None:
