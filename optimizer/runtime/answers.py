@@ -149,7 +149,7 @@ def exposing(model: Model, names: Sequence[str]) -> tuple[Model, dict[str, str]]
     missing = [n for n in names if n not in values]
     if missing:
         raise KeyError(f"no value named {missing[0]!r} in the main graph")
-    del graph.outputs[:]
+    graph.outputs.clear()
     named = {}
     for name in names:
         value = _through_identity(graph, values[name]) if values[name].is_graph_input() else values[name]

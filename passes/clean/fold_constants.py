@@ -30,6 +30,9 @@ from passes.kit.shapes import Shapes
 _COPY, _INFER = 0, -1
 """What these numbers mean in the target of a Reshape."""
 
+TOO_LARGE = "fold-too-large"
+"""The rule of those skips that say how large a constant would be."""
+
 
 @dataclass(frozen=True)
 class FoldConstants(Pass):
@@ -103,7 +106,7 @@ class FoldConstants(Pass):
             result = evaluate(node, inputs, opset, max(freed, min(self.max_bytes, room.left)))
         except TooLarge as error:
             option = f"max-bytes = {self.max_bytes:,} or max-growth-bytes = {self.max_growth_bytes:,}"
-            edit.skip("fold", node, f"the result takes {error}, more than {option} allows")
+            edit.skip(TOO_LARGE, node, f"the result takes {error}, more than {option} allows")
             return False
         except NotFoldable as error:
             edit.skip("fold", node, str(error))

@@ -11,6 +11,7 @@ from typing import ClassVar
 import onnx
 import onnx_ir as ir
 
+from passes.clean.fold_constants import TOO_LARGE, FoldConstants
 from passes.kit.context import Context
 from passes.kit.contract import Change, Exactness, Pass, PassResult, Skip
 from passes.kit.model import LARGEST_PROTO_BYTES, Model
@@ -53,10 +54,10 @@ class Simplify(Pass):
         Hands the model to onnxsim in memory, without its random checks and its proofs, and repeats until nothing
         more happens (at most three times). What comes back is put under the original's signature, metadata and
         opsets, and is taken only if it passes the onnx checker, has the same inputs and outputs in the same order, and
-        has not grown by more than ``max-growth-bytes``. When folding let it grow, and where the model holds element
-        types that the tool's folding loses, it is asked not to fold. Its batched Gemm, its folding of
-        BatchNormalization and its sharing of biases are left out. The changes are the differences in the number of
-        nodes of each type.
+        has not grown by more than ``max-growth-bytes``. It is asked not to fold when folding let the model grow, where
+        a constant would be larger than that (the tool makes it before it looks), and where the model holds element
+        types that its folding loses. Its batched Gemm, its folding of BatchNormalization and its sharing of biases are
+        left out. The changes are the differences in the number of nodes of each type.
 
     When it applies
         To models that fit into one protobuf message and whose operators onnxsim knows.
@@ -82,7 +83,7 @@ class Simplify(Pass):
         current = model
         for _ in range(_ROUNDS):
             try:
-                found = self._once(current, model.weight_bytes() + self.max_growth_bytes)
+                found = self._once(current, context, model.weight_bytes() + self.max_growth_bytes)
             except _Refused as refusal:
                 return PassResult(current, tuple(changes), (Skip("onnxsim", "model", str(refusal)),))
             differences = _differences(current, found)
@@ -92,13 +93,13 @@ class Simplify(Pass):
             current = found
         return PassResult(current, tuple(changes))
 
-    def _once(self, model: Model, most_bytes: int) -> Model:
+    def _once(self, model: Model, context: Context, most_bytes: int) -> Model:
         if model.weight_bytes() > LARGEST_PROTO_BYTES:
             raise _Refused(f"{model.weight_bytes():,} bytes of weights do not fit into the one message that it needs")
         if model.map_types:
             raise _Refused("it does not handle map types (ONNX-ML)")
         source = model.to_proto()
-        for fold in (False,) if _narrow(model) else (True, False):
+        for fold in (False,) if _narrow(model) or self._bursts(model, context) else (True, False):
             proto = _ask(source, fold, self.max_growth_bytes)
             _accept(proto, source)
             result = Model.from_proto(proto)
@@ -106,6 +107,11 @@ class Simplify(Pass):
             if grown <= most_bytes:
                 return result
         raise _Refused(f"its result holds {grown:,} bytes of weights, more than max-growth-bytes allows")
+
+    def _bursts(self, model: Model, context: Context) -> bool:
+        """Whether some constant would be larger than the model may grow."""
+        ours = FoldConstants(max_bytes=self.max_growth_bytes, max_growth_bytes=self.max_growth_bytes)
+        return any(skip.rule == TOO_LARGE for skip in ours(model, context).skips)
 
 
 def _ask(source: onnx.ModelProto, fold: bool, threshold: int) -> onnx.ModelProto:

@@ -49,7 +49,7 @@ def _moved(into: ir.Graph, graph: ir.Graph, prefix: str) -> dict[str, ir.Value]:
     """Move the nodes of ``graph``; values by their old names."""
     ports = {v.name: v for v in into.inputs}
     found: dict[str, ir.Value] = {}
-    del graph.outputs[:]
+    graph.outputs.clear()
     for value in list(graph.inputs):
         if value.name not in graph.initializers:
             value.replace_all_uses_with(ports[value.name])

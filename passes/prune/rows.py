@@ -100,7 +100,7 @@ def added(
 
 def trim(graph: ir.Graph, wanted: list[ir.Value]) -> None:
     """Let the graph give the wanted values and make nothing else."""
-    del graph.outputs[:]
+    graph.outputs.clear()
     graph.outputs.extend(wanted)
     for node in reversed(list(graph)):
         if not any(o.uses() or o.is_graph_output() for o in node.outputs):

@@ -127,7 +127,7 @@ def _trimmed(model: Model, names: set[str]) -> Model:
     fork = model.fork()
     graph = fork.graph
     values = {o.name: o for node in graph for o in node.outputs}
-    del graph.outputs[:]
+    graph.outputs.clear()
     graph.outputs.extend(values[name] for name in sorted(names))
     for node in reversed(list(graph)):
         if not any(o.uses() or o.is_graph_output() for o in node.outputs):

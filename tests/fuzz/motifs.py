@@ -251,17 +251,17 @@ def normed_product(d: Draft) -> None:
     matmul(d, y, d.one([8, 16]))
 
 
-@step(1.5, since=13)
+@step(4, since=13)
 def attention(d: Draft) -> None:
-    """Self-attention with one or two heads over [N, S, D]."""
+    """Self-attention over [N, S, D] with one to four heads, projected together or apart."""
     x = d.pick(lambda v: v.rank == 3 and isinstance(v.dims[2], int) and v.dims[2] % 4 == 0 and v.dims[2] <= 32, F32)
     n, s, size = x.dims[0], x.dims[1], int(x.dims[2])
-    heads = d.one([1, 2])
+    heads = d.one([1, 2, 2, 4])
     each = size // heads
     split = d.ints(0, 0, heads, each)
     parts = []
-    for perm in ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]):
-        y = matmul(d, x, size, bias=d.chance(0.7), keep=False)
+    perms = ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3])
+    for y, perm in zip(_projections(d, x, size), perms, strict=True):
         y = d.op("Reshape", [y, split], (n, s, heads, each), keep=False)
         dims: tuple[Dim, ...] = (n, heads, each, s) if perm[2] == 3 else (n, heads, s, each)
         parts.append(d.op("Transpose", [y], dims, keep=False, perm=perm))
@@ -273,6 +273,15 @@ def attention(d: Draft) -> None:
     joined = d.op("Reshape", [back, d.ints(0, 0, size)], x.dims, keep=False)
     y = matmul(d, joined, size, keep=False)
     swap(d, "Add", x, y, x.dims, x.wide + 3, keep=True)
+
+
+def _projections(d: Draft, x: Held, size: int) -> list[Held]:
+    """Queries, keys and values: three products, or one that is split."""
+    if d.chance(0.5):
+        return [matmul(d, x, size, bias=d.chance(0.7), keep=False) for _ in range(3)]
+    y = matmul(d, x, 3 * size, bias=d.chance(0.7), keep=False)
+    third = (*x.dims[:2], size)
+    return d.ops("Split", [y, d.ints(size, size, size)], [("", third)] * 3, keep=False, axis=2)
 
 
 @step(2.5, since=9)

@@ -160,3 +160,14 @@ def test_float16_takes_all_values_of_one_type_or_none() -> None:
     result = catalogue.find("convert-float16")()(before, LocalContext([feeds]))
     assert result.changes
     assert np.abs(run(result.model, feeds)["y"] - run(before, feeds)["y"]).max() < 0.1
+
+
+def test_refit_beside_an_original_that_gives_away_a_weight() -> None:
+    """An initializer that is an output too could not be moved into the graph of both models."""
+    text = HEAD + "(float[64,8] x) => (float[64,4] y, float[8,8] w) { a = MatMul(x, w) r = Relu(a) y = MatMul(r, v) }"
+    before = model(text, w=normal(8, 8), v=normal(8, 4))
+    context = LocalContext([{"x": normal(64, 8)} for _ in range(4)], original=before)
+    pruned, fitted = catalogue.build(Recipe.parse("prune-magnitude, refit"))
+    result = fitted(pruned(before, context).model, context)
+    assert result.changes
+    onnx.checker.check_model(result.model.to_proto(), full_check=True)

@@ -58,6 +58,21 @@ def test_a_small_file_does_not_become_a_large_one() -> None:
     assert simplify(subject, max_growth_bytes=1 << 26).model.weight_bytes() > 1 << 20
 
 
+def test_the_tool_is_not_asked_to_make_a_constant_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fills memory for it before it looks at its size: the repeats below ask for 36 petabytes."""
+    asked = []
+
+    def spy(source: onnx.ModelProto, **options: Any) -> tuple[onnx.ModelProto, bool]:
+        asked.append(options["skip_constant_folding"])
+        return source, True
+
+    monkeypatch.setattr("onnxsim.simplify", spy)
+    body = "e = Constant<value_floats=[1.0]>() t = Tile(e, r) h = ReduceSum<keepdims=0>(t) y = Mul(x, h)"
+    for repeats, wanted in ((2**53 + 2, True), (8, False)):
+        simplify(model(HEAD + f"g (float[n] x) => (float[n] y) {{ {body} }}", r=np.array([repeats])))
+        assert asked.pop() is wanted
+
+
 def test_it_keeps_matmuls_on_three_axes_and_leaves_biases_and_batchnorm_alone() -> None:
     rng = np.random.default_rng(0)
     subject = model(

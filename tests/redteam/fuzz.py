@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,9 @@ def work(numbers: Sequence[int], out: Path) -> None:
 def run(start: int, count: int, jobs: int, tally: Tally, deadline: float = float("inf")) -> Tally:
     """Fuzz ``count`` inputs from ``start`` on in ``jobs`` processes, until ``deadline`` (monotonic) at most."""
     with tempfile.TemporaryDirectory(prefix="lathe-fuzz-") as folder:
-        lanes = [_Lane(range(start + j, start + count, jobs), Path(folder) / f"{j}.jsonl", tally) for j in range(jobs)]
+        ends = [start + count * j // jobs for j in range(jobs + 1)]  # every second input is the slower kind
+        parts = [range(a, b) for a, b in pairwise(ends)]
+        lanes = [_Lane(part, Path(folder) / f"{j}.jsonl", tally) for j, part in enumerate(parts)]
         going = lanes
         while going and time.monotonic() < deadline:
             going = [lane for lane in going if lane.going()]
