@@ -22,6 +22,12 @@ Dims = tuple[Dim, ...]
 _PORT = "input#"
 """How the symbol of an input's dimension begins; no exporter writes a ``#``."""
 
+_LIKE_ITS_INPUT = frozenset(
+    ("com.microsoft", kind)
+    for kind in ("BiasGelu", "FastGelu", "Gelu", "QLinearLeakyRelu", "QLinearSigmoid", "QLinearSoftmax", "QuickGelu")
+)
+"""Operators unknown to ONNX's inference whose result has the shape and the element type of their first input."""
+
 
 class Shapes:
     """Shapes and element types of the values of one model, inferred on the first question."""
@@ -90,6 +96,7 @@ def _infer(model: Model) -> dict[ir.Value, tuple[Dims | None, ir.DataType | None
     scratch = model.fork()
     mine = list(_values(model))
     _forget(scratch)
+    _stand_in(scratch)
     try:
         proto = scratch.to_proto(lambda tensor, _: _elsewhere(tensor))
         inferred = Model(ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True)))
@@ -111,6 +118,15 @@ def _forget(scratch: Model) -> None:
         inner = () if graph is main else graph.inputs
         for value in chain(inner, (o for node in graph for o in node.outputs)):
             value.shape = None
+
+
+def _stand_in(scratch: Model) -> None:
+    """Let an Identity stand for operators of which inference would know nothing."""
+    for node in scratch.nodes():
+        if (node.domain, node.op_type) in _LIKE_ITS_INPUT and node.op_identifier() not in scratch.ir.functions:
+            node.domain, node.op_type = "", "Identity"
+            node.attributes.clear()
+            node.resize_inputs(1)
 
 
 def _values(model: Model) -> Iterator[ir.Value]:
