@@ -99,9 +99,10 @@ class Simplify(Pass):
         if model.map_types:
             raise _Refused("it does not handle map types (ONNX-ML)")
         source = model.to_proto()
+        nested = any(graph is not model.graph for graph in model.graphs())
         for fold in (False,) if _narrow(model) or self._bursts(model, context) else (True, False):
             proto = _ask(source, fold, self.max_growth_bytes)
-            _accept(proto, source)
+            _accept(proto, source, nested)
             result = Model.from_proto(proto)
             grown = result.weight_bytes()
             if grown <= most_bytes:
@@ -140,8 +141,12 @@ def _ask(source: onnx.ModelProto, fold: bool, threshold: int) -> onnx.ModelProto
     return found
 
 
-def _accept(proto: onnx.ModelProto, source: onnx.ModelProto) -> None:
-    """Put the result under the original's declared signature and metadata. Raises :class:`_Refused`."""
+def _accept(proto: onnx.ModelProto, source: onnx.ModelProto, nested: bool) -> None:
+    """Put the result under the original's declared signature and metadata. Raises :class:`_Refused`.
+
+    With graphs inside graphs (``nested``) types and shapes must agree too: there the tool has put a bias of the wrong
+    rank behind a convolution.
+    """
     listed = {i.name for i in source.graph.initializer}
     present = {i.name for i in proto.graph.initializer}
     for side in ("input", "output"):
@@ -163,8 +168,8 @@ def _accept(proto: onnx.ModelProto, source: onnx.ModelProto) -> None:
     proto.graph.name = source.graph.name
     del proto.graph.value_info[:]  # its guesses about inner shapes are not needed: they can be inferred again
     try:
-        onnx.checker.check_model(proto, full_check=False)
-    except onnx.checker.ValidationError as error:
+        onnx.checker.check_model(proto, full_check=nested)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise _Refused(f"its result is not valid: {str(error).strip().splitlines()[0][:200]}") from error
 
 
