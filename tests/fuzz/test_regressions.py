@@ -175,8 +175,8 @@ def test_refit_beside_an_original_that_gives_away_a_weight() -> None:
 
 def test_onnxsim_does_not_spoil_the_bias_of_a_convolution_in_a_body() -> None:
     """It gave the bias a rank that Tile refuses, and the result did not load."""
-    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[2,2,3,3] x, bool c) => (float[2,2,3,3] y) { i = Identity(x)
-        y = If(c) <then_branch = t () => (float[2,2,3,3] p) <float[2,2,1,1] w = {1.0, 2.0, 3.0, 4.0}> {
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[2,2,3,3] x, bool c) => (float[2,2,3,3] y) {
+        i = Identity(x) y = If(c) <then_branch = t () => (float[2,2,3,3] p) <float[2,2,1,1] w = {1.0, 2.0, 3.0, 4.0}> {
             k = Conv(x, w) b = Constant<value = float[1,2,1,1] {1.5, -0.5}>() p = Add(k, b) },
         else_branch = e () => (float[2,2,3,3] q) { q = Identity(i) }> }"""
     before = model(text)
