@@ -16,9 +16,12 @@ from tests.fuzz.runs import Array, Outputs, Runs
 HALF_FLOOR = 1e-2
 """What float16 may move an output by, as a share of the largest: a few of its rounding steps, one after another."""
 
-JITTER = 2.0**-22
+JITTER = {"float16": 2.0**-9, "float32": 2.0**-22, "float64": 2.0**-22}
 """Inputs, weights and everything between are shaken by two of their last bits to see how much rounding alone can move
 an output. What lies between matters: a row of equal numbers, normalized, is rounding and nothing else."""
+
+SHAKEN = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16"}
+"""Element types of weights and of what lies between that are shaken."""
 
 SHAKES = 3
 
@@ -93,41 +96,52 @@ class Hearing:
         return found
 
     def _shake_between(self, proto: onnx.ModelProto) -> None:
-        """Multiply every float32 value of the main graph by random numbers close to one."""
+        """Multiply every float32 and float16 value of the main graph by random numbers close to one."""
         for domain in proto.opset_import:
             if domain.domain in ("", "ai.onnx"):
                 # onnxruntime has no newer one; what models hold is the same there, or the shaken copy does not run.
                 domain.version = min(domain.version, RANDOM_OPSET)
         known = onnx.shape_inference.infer_shapes(proto).graph.value_info
-        floats = {v.name for v in known if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+        kinds = {v.name: v.type.tensor_type.elem_type for v in known if v.type.tensor_type.elem_type in SHAKEN}
         nodes: list[onnx.NodeProto] = []
         for node in proto.graph.node:
             nodes.append(node)
             for i, name in enumerate(node.output):
-                if node.op_type != "Constant" and name in floats:
-                    node.output[i] = bare = f"{name}/bare"
-                    around = {"low": 1 - JITTER, "high": 1 + JITTER, "seed": float(self.rng.integers(2**20))}
-                    nodes.append(onnx.helper.make_node("RandomUniformLike", [bare], [f"{name}/near"], **around))
-                    nodes.append(onnx.helper.make_node("Mul", [bare, f"{name}/near"], [name]))
+                if node.op_type != "Constant" and name in kinds:
+                    node.output[i] = f"{name}/bare"
+                    nodes += self._near(name, kinds[name])
         kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
         del proto.graph.node[:]
         proto.graph.node.extend(kept)
 
+    def _near(self, name: str, kind: int) -> list[onnx.NodeProto]:
+        """Nodes that make ``name`` out of ``name/bare``, in float32 (no random numbers are made in float16)."""
+        jitter = JITTER[SHAKEN[kind]]
+        around = {"low": 1 - jitter, "high": 1 + jitter, "seed": float(self.rng.integers(2**20))}
+        steps: list[tuple[str, list[str], str, dict[str, float]]] = [
+            ("Cast", [f"{name}/bare"], f"{name}/wide", {"to": onnx.TensorProto.FLOAT}),
+            ("RandomUniformLike", [f"{name}/wide"], f"{name}/near", around),
+            ("Mul", [f"{name}/wide", f"{name}/near"], f"{name}/moved", {}),
+            ("Cast", [f"{name}/moved"], name, {"to": kind}),
+        ]
+        return [onnx.helper.make_node(op, inputs, [made], **given) for op, inputs, made, given in steps]
+
     def _shake(self, array: Array) -> Array:
         if array.dtype.kind != "f":
             return array
-        return np.asarray(array * (1 + self.rng.uniform(-JITTER, JITTER, array.shape))).astype(array.dtype)
+        jitter = JITTER[str(array.dtype)]
+        return np.asarray(array * (1 + self.rng.uniform(-jitter, jitter, array.shape))).astype(array.dtype)
 
 
 def _weights(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
-    """The float32 constants of the main graph. Exponents stay as they are: a square of a negative number is one, a
+    """The float constants of the main graph. Exponents stay as they are: a square of a negative number is one, a
     power of 2.0000001 is NaN."""
     exponents = {n.input[1] for n in proto.graph.node if n.op_type == "Pow"}
     held = [(t.name, t) for t in proto.graph.initializer]
     for node in proto.graph.node:
         if node.op_type == "Constant":
             held += [(node.output[0], a.t) for a in node.attribute if a.name == "value"]
-    return [t for name, t in held if t.data_type == onnx.TensorProto.FLOAT and name not in exponents]
+    return [t for name, t in held if t.data_type in SHAKEN and name not in exponents]
 
 
 def _counts(probe: Feeds, wanted: Mapping[str, Array], exactness: Exactness) -> bool:
