@@ -8,7 +8,9 @@ import onnx
 import onnx_ir as ir
 
 from passes.kit.contract import Edit
-from passes.kit.model import Model, ModelTooLarge
+from passes.kit.match import is_op
+from passes.kit.model import Model, ModelTooLarge, constant
+from passes.kit.shapes import Shapes
 
 PER_CHANNEL = 13
 """DequantizeLinear takes ``axis``, and MaxPool, Clip and Pad take 8-bit integers."""
@@ -19,12 +21,18 @@ PER_TENSOR = 10
 LEAST_IR = 7
 """The IR version that belongs to opset 13; since IR 4 an initializer need not be an input."""
 
+_TYPED = 21
+"""QuantizeLinear has an ``output_dtype``. onnxruntime 1.31 writes it where it moves a pair across a Reshape or the like,
+and forgets it where it turns signed integers into unsigned ones for x86: the model does not load."""
+
 
 def raised(model: Model, opset: int) -> Model | str:
     """A new model at ``opset`` in the default domain, or the reason why it cannot be had.
 
     onnx's own version converter does the work; its result must pass onnx's full check and keep the signature.
     """
+    if model.opset < _TYPED <= opset and _signed(model):
+        return f"onnxruntime cannot be trusted with its signed 8-bit integers at opset {opset}"
     if model.ir.functions:
         return f"it has functions of its own, which onnx cannot convert from opset {model.opset} to {opset}"
     try:
@@ -45,6 +53,13 @@ def raised(model: Model, opset: int) -> Model | str:
     if converted.signature != model.signature:
         return f"converting it from opset {model.opset} to {opset} changes its inputs or outputs"
     return converted
+
+
+def _signed(model: Model) -> bool:
+    """Whether it computes in signed 8-bit integers already."""
+    shapes = Shapes(model)
+    read = (n.inputs[0] for n in model.nodes() if is_op(n, "DequantizeLinear"))
+    return any(constant(v) is None and shapes.dtype(v) == ir.DataType.INT8 for v in read)
 
 
 def _keep_dims(new: Sequence[ir.Value], old: Sequence[ir.Value]) -> None:

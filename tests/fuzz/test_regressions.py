@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import helper
 
@@ -155,11 +156,26 @@ def test_onnxruntime_can_move_a_reshape_between_the_pairs_of_8_bit_floats() -> N
 def test_float16_takes_all_values_of_one_type_or_none() -> None:
     """Nothing tells the type of what another domain's operator gives: its reader had float32 beside float16."""
     text = """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]> g (float[1,4,8] x) => (float[1,4,8] y) {
-        a = MatMul(x, w) t = com.microsoft.Gelu(a) b = MatMul(t, v) y = Add(a, b) }"""
+        a = MatMul(x, w) t = com.microsoft.FusedMatMul(a, v) b = MatMul(t, v) y = Add(a, b) }"""
     before, feeds = model(text, w=normal(8, 8), v=normal(8, 8)), {"x": normal(1, 4, 8)}
     result = catalogue.find("convert-float16")()(before, LocalContext([feeds]))
     assert result.changes
     assert np.abs(run(result.model, feeds)["y"] - run(before, feeds)["y"]).max() < 0.1
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8"])
+def test_fp8_beside_integers_that_would_not_load_at_its_opset(kind: str) -> None:
+    """onnxruntime's optimizer writes signed integers of opset 21 with an output type that it then contradicts."""
+    text = (
+        HEAD
+        + """(float[2,8] x) => (float[4,4] y) { q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)
+        r = Reshape(d, n) y = MatMul(r, w) }"""
+    )
+    constants = {"s": np.float32(0.05), "z": np.zeros((), kind), "n": np.array([4, 4]), "w": normal(4, 4)}
+    before, feeds = model(text, **constants), {"x": normal(2, 8)}
+    result = catalogue.find("quantize-fp8")()(before, LocalContext([feeds]))
+    assert bool(result.changes) is (kind == "uint8")
+    ort.InferenceSession(result.model.to_bytes(), providers=["CPUExecutionProvider"])
 
 
 def test_refit_beside_an_original_that_gives_away_a_weight() -> None:
