@@ -22,8 +22,8 @@ LEAST_IR = 7
 """The IR version that belongs to opset 13; since IR 4 an initializer need not be an input."""
 
 _TYPED = 21
-"""QuantizeLinear has an ``output_dtype``. onnxruntime 1.31 writes it where it moves a pair across a Reshape or the like,
-and forgets it where it turns signed integers into unsigned ones for x86: the model does not load."""
+"""QuantizeLinear has an ``output_dtype``. onnxruntime 1.31 writes it where it moves a pair across a Reshape or the
+like, and forgets it where it turns signed integers into unsigned ones for x86: the model does not load."""
 
 
 def raised(model: Model, opset: int) -> Model | str:
