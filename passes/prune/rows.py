@@ -106,5 +106,5 @@ def trim(graph: ir.Graph, wanted: list[ir.Value]) -> None:
         if not any(o.uses() or o.is_graph_output() for o in node.outputs):
             graph.remove(node, safe=True)
     for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
+        if not (value.uses() or value.is_graph_output() or value.is_graph_input()):  # a listed default stays one
             graph.initializers.pop(name)

@@ -189,6 +189,20 @@ def test_refit_beside_an_original_that_gives_away_a_weight() -> None:
     onnx.checker.check_model(result.model.to_proto(), full_check=True)
 
 
+def test_pruning_beside_a_weight_that_is_listed_as_an_input() -> None:
+    """What the statistics did not need lost its default, and a caller would have had to feed it."""
+    text = (
+        HEAD
+        + """(float[n,8] x, float[4] u) => (float[n,4] y) {
+        a = MatMul(x, w) r = Relu(a) m = MatMul(r, v) y = Add(m, u) }"""
+    )
+    before = model(text, w=normal(8, 16), v=normal(16, 4), u=normal(4))
+    (subject,) = catalogue.build(Recipe.parse("prune-channels{multiple=1}"))
+    feeds = {"x": normal(64, 8)}
+    result = subject(before, LocalContext([feeds]))
+    assert result.changes and run(result.model, feeds)["y"].shape == (64, 4)
+
+
 def test_onnxsim_does_not_spoil_the_bias_of_a_convolution_in_a_body() -> None:
     """It gave the bias a rank that Tile refuses, and the result did not load."""
     text = """<ir_version: 8, opset_import: ["" : 17]> g (float[2,2,3,3] x, bool c) => (float[2,2,3,3] y) {
