@@ -58,8 +58,8 @@ def raised(model: Model, opset: int) -> Model | str:
 def _signed(model: Model) -> bool:
     """Whether it computes in signed 8-bit integers already."""
     shapes = Shapes(model)
-    read = (n.inputs[0] for n in model.nodes() if is_op(n, "DequantizeLinear"))
-    return any(constant(v) is None and shapes.dtype(v) == ir.DataType.INT8 for v in read)
+    pairs = (n.inputs for n in model.nodes() if is_op(n, "DequantizeLinear") and constant(n.inputs[0]) is None)
+    return any(shapes.dtype(v) == ir.DataType.INT8 for inputs in pairs for v in inputs)
 
 
 def _keep_dims(new: Sequence[ir.Value], old: Sequence[ir.Value]) -> None:
