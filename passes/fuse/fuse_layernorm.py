@@ -126,6 +126,8 @@ def _fuse(found: _Norm, obstacle: str, edit: Edit, shapes: Shapes) -> None:
     if not edit.allows(rule, last):
         return
     edit.change(rule, last, kind)
+    if not found.centred:  # at once, or inference would know nothing of what reads it
+        shapes.main.opset_imports[""] = max(shapes.opset, RMS_OPSET)
     compute(edit, last.outputs[0], kind, inputs, attributes=attributes)
 
 

@@ -51,9 +51,8 @@ def why_not(model: Model, target: Target) -> str:
 
 def raise_opset(fork: Model) -> None:
     """Let the model import :data:`RMS_OPSET`."""
-    if fork.opset < RMS_OPSET:
-        fork.ir.opset_imports[""] = RMS_OPSET
-        fork.ir.ir_version = max(fork.ir.ir_version, RMS_IR)
+    fork.ir.opset_imports[""] = max(fork.opset, RMS_OPSET)
+    fork.ir.ir_version = max(fork.ir.ir_version, RMS_IR)
 
 
 def _means_other(op_type: str, opset: int) -> bool:

@@ -95,4 +95,6 @@ def eight_bit_floats(layer: Layer, per_channel: bool) -> Narrow:
 
 
 def _held(scale: Array) -> Array:
-    return np.asarray(np.maximum(scale, SMALLEST_SCALE), np.float32)
+    """Never 1: onnxruntime sweeps such a step away and joins the pair with a Clip, which it cannot do for this type."""
+    held = np.maximum(scale, SMALLEST_SCALE).astype(np.float32)
+    return np.asarray(np.where(held == 1, np.nextafter(held, np.float32(2)), held))

@@ -133,15 +133,18 @@ class Hearing:
         return np.asarray(array * (1 + self.rng.uniform(-jitter, jitter, array.shape))).astype(array.dtype)
 
 
+SETTINGS = {"Pow": slice(1, None), "Resize": slice(1, None), "Upsample": slice(1, None), "Pad": slice(2, None)}
+"""Inputs that say what to do: the square of a negative number is one, its power of 2.0000001 is NaN."""
+
+
 def _weights(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
-    """The float constants of the main graph. Exponents stay as they are: a square of a negative number is one, a
-    power of 2.0000001 is NaN."""
-    exponents = {n.input[1] for n in proto.graph.node if n.op_type == "Pow"}
+    """The float constants of the main graph, without those that are settings."""
+    settings = {i for n in proto.graph.node if n.op_type in SETTINGS for i in n.input[SETTINGS[n.op_type]]}
     held = [(t.name, t) for t in proto.graph.initializer]
     for node in proto.graph.node:
         if node.op_type == "Constant":
             held += [(node.output[0], a.t) for a in node.attribute if a.name == "value"]
-    return [t for name, t in held if t.data_type in SHAKEN and name not in exponents]
+    return [t for name, t in held if t.data_type in SHAKEN and name not in settings]
 
 
 def _counts(probe: Feeds, wanted: Mapping[str, Array], exactness: Exactness) -> bool:

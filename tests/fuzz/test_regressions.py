@@ -178,6 +178,17 @@ def test_fp8_beside_integers_that_would_not_load_at_its_opset(kind: str) -> None
     ort.InferenceSession(result.model.to_bytes(), providers=["CPUExecutionProvider"])
 
 
+def test_fp8_behind_a_clip_that_gave_nothing_but_zeros() -> None:
+    """Its scale was 1; onnxruntime swept the division away and took the 8-bit floats behind the Clip for integers."""
+    text = """<ir_version: 10, opset_import: ["" : 21]> g (float[1,4,2,2] x) => (float[1,4,2,2] y) {
+        a = Conv(x, w, b) c = Clip(a, low, high) y = Conv(c, v) }"""
+    constants = {"w": normal(4, 4, 1, 1), "v": normal(4, 4, 1, 1), "b": np.full(4, -99, np.float32)}
+    before = model(text, low=np.float32(0), high=np.float32(6), **constants)
+    result = catalogue.find("quantize-fp8")()(before, LocalContext([{"x": normal(1, 4, 2, 2)}]))
+    assert result.changes
+    ort.InferenceSession(result.model.to_bytes(), providers=["CPUExecutionProvider"])
+
+
 def test_refit_beside_an_original_that_gives_away_a_weight() -> None:
     """An initializer that is an output too could not be moved into the graph of both models."""
     text = HEAD + "(float[64,8] x) => (float[64,4] y, float[8,8] w) { a = MatMul(x, w) r = Relu(a) y = MatMul(r, v) }"

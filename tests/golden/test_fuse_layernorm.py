@@ -145,3 +145,14 @@ def test_a_bias_that_others_need_keeps_what_they_read() -> None:
     result = fuse(subject)
     assert made(result) == ["LayerNormalization", "Add", "Add"]
     agrees(subject, result)
+
+
+def test_a_layer_norm_that_reads_an_rms_norm_is_fused_in_the_same_run() -> None:
+    subject = built(
+        """p = Mul(x, x) m0 = ReduceMean(p, axis) a0 = Add(m0, eps) r = Pow(a0, minus_half) k = Mul(x, r) z = Mul(k, g)
+        m = ReduceMean(z, axis) d = Sub(z, m) q = Pow(d, two) v = ReduceMean(q, axis) a = Add(v, eps) s = Sqrt(a)
+        n = Div(d, s) w = Mul(n, g) y = Add(w, b)"""
+    )
+    result = fuse(subject)
+    assert made(result) == ["RMSNormalization", "LayerNormalization"]
+    agrees(subject, result)
