@@ -243,7 +243,8 @@ def _bounds(shown: Interval, reading: Reading) -> str:
     low, high = math.isfinite(shown.low), math.isfinite(shown.high)
     if low and high:
         return f"[{shown.low:.3f}, {shown.high:.3f}] {over}"
-    few = f"{over}, too few for {'the other' if low or high else 'a'} bound ({LEAST_RESTARTS} are needed)"
+    need = f" ({LEAST_RESTARTS} are needed)" if reading.restarts < LEAST_RESTARTS else ""
+    few = f"{over}, too few for {'the other' if low or high else 'a'} bound{need}"
     if not (low or high):
         return few
     return f"[at least {shown.low:.3f}] {few}" if low else f"[at most {shown.high:.3f}] {few}"

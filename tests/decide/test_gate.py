@@ -168,16 +168,16 @@ def test_a_ratio_is_told_with_what_would_decide_it() -> None:
 
 def test_too_few_restarts_have_no_bound_instead_of_one_of_zero() -> None:
     rules = policy(latency={"max_ratio": 1.025}, throughput={"min_ratio": 0.975})
-    none, upper = Reading(UNDECIDED, 1.01, 0.0, math.inf, 3, 1.0, 1.0), Reading(UNDECIDED, 1.01, 0.0, 1.05, 8, 1.0, 1.0)
+    none, upper = Reading(UNDECIDED, 1.01, 0.0, math.inf, 3, 1.0, 1.0), Reading(UNDECIDED, 1.01, 0.0, 1.05, 6, 1.0, 1.0)
     for reading, told in (
-        (none, "1.010x over 3 restarts, too few for a bound (9 are needed)"),
-        (upper, "1.010x [at most 1.050] over 8 restarts, too few for the other bound (9 are needed)"),
+        (none, "1.010x over 3 restarts, too few for a bound (7 are needed)"),
+        (upper, "1.010x [at most 1.050] over 6 restarts, too few for the other bound (7 are needed)"),
     ):
         found = gate.latency_ratio(rules, reading)
         assert found.found == told and found.measured is not None
         assert to_plain(found.measured)["low"] is None
     mirrored = gate.throughput_ratio(rules, upper)
-    assert mirrored.found.startswith("0.990x [at least 0.952] over 8") and to_plain(mirrored.measured)["high"] is None
+    assert mirrored.found.startswith("0.990x [at least 0.952] over 6") and to_plain(mirrored.measured)["high"] is None
     assert to_plain(gate.throughput_ratio(rules, none).measured) == {"value": 1 / 1.01, "low": None, "high": None}
 
 
@@ -209,6 +209,6 @@ def test_every_slice_must_keep_the_margin() -> None:
 
 
 def test_one_slice_of_many_fails_only_beyond_what_so_many_looks_give_by_chance() -> None:
-    alone, among = (11, 0, 100), [(0, 0, 100)] * 99
+    alone, among = (11, 0, 100), [(0, 0, 100)] * 49
     assert sliced(alone).ruling is FAIL and sliced(alone, *among).ruling is UNDECIDED
     assert sliced((30, 0, 100), *among).ruling is FAIL
