@@ -6,7 +6,7 @@ import json
 import math
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from optimizer.decide.policy import BY_NAME, Policy
 from optimizer.faults import usage
 from optimizer.measure import duel
 from optimizer.measure.duel import Duel
+from optimizer.measure.paired import bounded, slices_of
 from optimizer.measure.quality import Judge, quality_of
 from optimizer.measure.scales import QualityReading
 from optimizer.measure.stats import USUAL_SHARE, detectable, paired_drop, samples_for
@@ -30,7 +31,7 @@ from optimizer.package.baseline import Results, Rows
 from optimizer.package.check import verify
 from optimizer.package.manifest import signature_of
 from optimizer.package.receiver.words import MANIFEST, MODEL
-from optimizer.plan import DataRequest, Settings
+from optimizer.plan import OPENVINO_RUNTIME, DataRequest, Settings
 from optimizer.progress import Watcher
 from optimizer.records import GateRecord, Quality, Ruled, Ruling, to_plain
 from optimizer.report.words import amount, can_show
@@ -39,7 +40,15 @@ from optimizer.runtime.sessions import Site
 from optimizer.source.open import Source
 from optimizer.store.store import Store
 from optimizer.workers.pool import warm_up
-from optimizer.workshop import choose_metric, made_up_samples, open_model, open_site, read_samples, scratch_folder
+from optimizer.workshop import (
+    choose_metric,
+    choose_site,
+    made_up_samples,
+    open_model,
+    open_site,
+    read_samples,
+    scratch_folder,
+)
 from passes.kit.model import Model
 
 Array = np.ndarray[Any, Any]
@@ -185,13 +194,13 @@ def _open(
     settings: Settings, policy: Policy, baseline: str | None, seconds: float, watch: Watcher, stack: ExitStack
 ) -> _Gate:
     store = Store(settings.cache_dir)
-    site = open_site(policy["run.provider"], policy["run.threads"])
+    site, opener = choose_site(policy["run.provider"], policy["run.threads"]), open_site("cpu", 1)
     scratch = stack.enter_context(scratch_folder(store))
 
     def contender(text: str, part: str) -> tuple[Contender, Source]:
         watch.stage(f"opening the {part}")
         asked = settings.but(source=replace(settings.source, model=text))
-        source = open_model(asked, hardware.loosest_target(), store, site, scratch)
+        source = open_model(asked, hardware.loosest_target(), store, opener, scratch)
         path = store.put_model(source.model)
         facts = _facts(source, text)
         return Contender(source.name, path, source.model.digest(), facts, source.model), source
@@ -261,7 +270,7 @@ def _measured(gate: _Gate, recording: bool) -> None:
     bare = (
         samples
         if samples is not None
-        else made_up_samples(gate.candidate.model, gate.settings.seed, gate.store, gate.site)
+        else made_up_samples(gate.candidate.model, gate.settings.seed, gate.store, open_site("cpu", 1))
     )
     if samples is None and gate.policy.asks(*TIMED):
         gate.warnings += bare.warnings
@@ -286,7 +295,8 @@ def _samples(gate: _Gate) -> Samples | None:
 
 def _quality(gate: _Gate, samples: Samples | None) -> None:
     policy = gate.policy
-    asked = [n for n in ("quality.max_drop", "quality.worst") if policy[n] is not None]
+    drops = [n for n in ("quality.max_drop", "quality.max_slice_drop") if policy[n] is not None]
+    asked = [*drops, *(n for n in ("quality.worst",) if policy[n] is not None)]
     if samples is None:
         gate.ruled += [
             rulings.undecided(n, "there are no samples to measure quality on", "--data SOURCE") for n in asked
@@ -307,8 +317,8 @@ def _quality(gate: _Gate, samples: Samples | None) -> None:
         gate.rows = Rows(metric.name, samples.digest(), rows)
     mine = quality_of(metric, rows)
     gate.qualities = (None, mine)
-    if policy["quality.max_drop"] is not None:
-        gate.ruled.append(_drop(gate, metric, judge, rows, mine))
+    if drops:
+        gate.ruled += _drops(gate, judge, rows, mine, drops)
     if policy["quality.worst"] is not None:
         gate.ruled.append(rulings.quality_worst(policy, mine))
 
@@ -327,29 +337,53 @@ def _power(gate: _Gate, metric: Metric, samples: int) -> str:
     return said
 
 
-def _drop(gate: _Gate, metric: Metric, judge: Judge, rows: Array, mine: Quality) -> Ruled:
-    """The drop from the baseline, measured now or kept in a results file, on the same samples."""
-    budget, against = rulings.margin_of(gate.policy, metric), gate.baseline
+def _drops(gate: _Gate, judge: Judge, rows: Array, mine: Quality, asked: Sequence[str]) -> list[Ruled]:
+    """The drop from the baseline on the same samples, of all of them together and slice by slice."""
+    base, why = _baseline_rows(gate, judge, rows.shape)
+    if base is None:
+        need = "a results file of the same metric and samples (--write-baseline), or the baseline itself"
+        return [rulings.undecided(n, f"the results file {why}", need) for n in asked]
+    metric, policy, seed = judge.metric, gate.policy, gate.settings.seed
+    before, found = quality_of(metric, base), list[Ruled]()
+    gate.qualities = (before, mine)
+    if "quality.max_drop" in asked:
+        reading = QualityReading(before, mine, paired_drop(metric, base, rows, seed))
+        found.append(rulings.quality_drop(policy, reading, rulings.margin_of(policy, metric)))
+    if (rule := "quality.max_slice_drop") in asked:
+        margin = rulings.margin_of(policy, metric, rule).quality_margin(before.value) or 0.0
+        where = f"{policy.where}: quality.slice_by"
+        cut = slices_of(judge.samples, metric, policy["quality.slice_by"], where)
+        slices = bounded(metric, base, rows, cut[1], margin, seed) if cut is not None else []
+        if cut is not None and slices:
+            found.append(rulings.slice_drop(cut[0], slices, margin))
+        else:
+            why = f"{metric.name} is no metric of single samples" if cut is not None else "the data has no classes"
+            found.append(rulings.undecided(rule, why, "quality.slice_by, an array of the data with a slice per sample"))
+    return found
+
+
+def _baseline_rows(gate: _Gate, judge: Judge, shape: tuple[int, ...]) -> tuple[Array | None, str]:
+    """The baseline's rows, measured now or kept in a results file, or what is wrong with that file."""
+    against, metric = gate.baseline, judge.metric
     if isinstance(against, Contender):
-        base = judge.rows(against.path, against.digest)
-    else:
-        assert against is not None
-        kept = against.rows
-        why = "keeps no quality" if kept is None else ""
-        if kept is not None and kept.metric != metric.name:
-            why = f"keeps {kept.metric}, not {metric.name}"
-        elif kept is not None and (kept.data != judge.samples.digest() or kept.values.shape != rows.shape):
-            why = "was measured on other samples"
-        if kept is None or why:
-            need = "a results file of the same metric and samples (--write-baseline), or the baseline itself"
-            return rulings.undecided("quality.max_drop", f"the results file {why}", need)
-        base = kept.values
-    reading = QualityReading(quality_of(metric, base), mine, paired_drop(metric, base, rows, gate.settings.seed))
-    gate.qualities = (reading.baseline, mine)
-    return rulings.quality_drop(gate.policy, reading, budget)
+        return judge.rows(against.path, against.digest), ""
+    assert against is not None
+    kept = against.rows
+    if kept is None:
+        return None, "keeps no quality"
+    if kept.metric != metric.name:
+        return None, f"keeps {kept.metric}, not {metric.name}"
+    if kept.data != judge.samples.digest() or kept.values.shape != shape:
+        return None, "was measured on other samples"
+    return kept.values, ""
 
 
 def _coverage(gate: _Gate, samples: Samples) -> None:
+    if providers.named(gate.site.provider) == OPENVINO_RUNTIME:
+        found = "the openvino package runs a graph of its own, whose nodes are not the model's"
+        need = "a provider of onnxruntime: lathe benchmark counts what openvino runs"
+        gate.ruled.append(rulings.undecided("coverage.min_nodes", found, need))
+        return
     feed = next(iter(samples.feeds(gate.policy["run.batch"])))[0]
     with sessions.worker() as worker:
         told = worker.call(WHO_RAN, path=str(gate.candidate.path), feeds=feed, **gate.site.plain())

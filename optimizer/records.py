@@ -435,7 +435,7 @@ class ScenarioRow:
     of all queries of the restarts together (server: of the run at the lowest of their rates, which is ``held``: every
     restart kept ``bound_ms`` there). ``verdict`` and ``checks`` are loadgen's own words, empty for the built-in driver.
     ``against`` is the first model's result over this one's where less is better, else the reverse: above 1 this one
-    does better.
+    does better. ``others_cores`` is how many cores other processes kept busy meanwhile, ``None`` where nobody can say.
     """
 
     model: str
@@ -459,6 +459,7 @@ class ScenarioRow:
     reason: str = ""
     code: str = ""
     warnings: tuple[str, ...] = ()
+    others_cores: float | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from optimizer.decide.judge import need_text
 from optimizer.decide.policy import Policy
 from optimizer.faults import Fault, usage
 from optimizer.measure.duel import LEAST_RESTARTS, Reading
+from optimizer.measure.paired import SliceBound
 from optimizer.measure.scales import QualityReading
 from optimizer.records import Interval, Latency, NodeFinding, Quality, Ruled, Ruling
 
@@ -173,14 +174,32 @@ def quality_drop(policy: Policy, reading: QualityReading, budget: Budget) -> Rul
     return Ruled("quality.max_drop", ruling, f"<= {margin:.4g}", said, need, measured)
 
 
-def margin_of(policy: Policy, metric: object) -> Budget:
-    """``quality.max_drop`` as a budget for this metric. Raises a usage Fault that names the policy."""
+def slice_drop(by: str, slices: Sequence[SliceBound], margin: float) -> Ruled:
+    """Non-inferiority in every slice: pass when each one's own 95 % bound is within the margin, fail when one of them
+    is shown to be beyond it though so many were looked at, else undecided: the slice with the widest bound says why."""
+    beyond = [s for s in slices if s.worse]
+    worst = max(beyond or slices, key=lambda s: (s.drop.value if beyond else s.drop.upper_one_sided, s.name))
+    drop, ruling, need = worst.drop, Ruling.UNDECIDED, ""
+    if beyond:
+        ruling = Ruling.FAIL
+    elif drop.upper_one_sided <= margin:
+        ruling = Ruling.PASS
+    else:
+        need = f"{need_text(drop, margin)} with {by} {worst.name}"
+    said = f"{by} {worst.name}: drop {drop.value:.4g} [{drop.lower_one_sided:.4g}, {drop.upper_one_sided:.4g}] on "
+    said += f"{drop.n:,} samples, the worst of {len(slices)} slices"
+    if beyond:
+        said += f"; {len(beyond)} of them {'are' if len(beyond) > 1 else 'is'} worse, corrected for so many looks"
+    measured = Interval(drop.value, drop.lower_one_sided, drop.upper_one_sided)
+    return Ruled("quality.max_slice_drop", ruling, f"<= {margin:.4g} in each", said, need, measured)
+
+
+def margin_of(policy: Policy, metric: object, rule: str = "quality.max_drop") -> Budget:
+    """The drop that ``rule`` allows, as a budget for this metric. Raises a usage Fault that names the policy."""
     try:
-        return Budget.parse([f"drop<={policy['quality.max_drop']}"], metric)  # type: ignore[arg-type]
+        return Budget.parse([f"drop<={policy[rule]}"], metric)  # type: ignore[arg-type]
     except Fault as fault:
-        raise usage(
-            fault.message, where=f"{policy.where}: quality.max_drop", hint=fault.hint, code="bad-policy"
-        ) from None
+        raise usage(fault.message, where=f"{policy.where}: {rule}", hint=fault.hint, code="bad-policy") from None
 
 
 def quality_worst(policy: Policy, quality: Quality) -> Ruled:
@@ -224,7 +243,8 @@ def _bounds(shown: Interval, reading: Reading) -> str:
     low, high = math.isfinite(shown.low), math.isfinite(shown.high)
     if low and high:
         return f"[{shown.low:.3f}, {shown.high:.3f}] {over}"
-    few = f"{over}, too few for {'the other' if low or high else 'a'} bound ({LEAST_RESTARTS} are needed)"
+    need = f" ({LEAST_RESTARTS} are needed)" if reading.restarts < LEAST_RESTARTS else ""
+    few = f"{over}, too few for {'the other' if low or high else 'a'} bound{need}"
     if not (low or high):
         return few
     return f"[at least {shown.low:.3f}] {few}" if low else f"[at most {shown.high:.3f}] {few}"

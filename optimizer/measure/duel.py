@@ -29,7 +29,8 @@ FAIL_ALPHA = 0.01
 """How often a model that is slower by exactly the margin may fail: a gate that cries wolf is switched off."""
 
 LOOKS = (0.4, 0.6, 0.8, 1.0)
-"""Shares of the time at which it is asked whether the ratio is clear; each look gets an equal share of both alphas."""
+"""Shares of the time at which it is asked whether the ratio is clear. Each look gets an equal share of both alphas, and
+what earlier looks could not spend: see :class:`Purse`."""
 
 EFFORT = Effort(restarts=1, seconds=0.1, blocks=16, least=4)
 """One restart: short, because restarts differ by more than blocks do, so many short ones say more than a few long."""
@@ -62,14 +63,42 @@ def restart_ratio(baseline: Sequence[float] | Array, candidate: Sequence[float] 
     return float(np.median(np.log(np.asarray(candidate, np.float64) / np.asarray(baseline, np.float64))))
 
 
-def look(ratios: Sequence[float], allowed: float, seconds: float) -> Reading:
+@dataclass
+class Purse:
+    """How much of an alpha a look may spend. ``held`` is what is there by now.
+
+    A signed-rank test of n restarts cannot reject below 2^-n. A look whose level is smaller than that cannot be wrong,
+    has spent nothing, and leaves its share to the next: all of them together are wrong at most ``alpha`` of the time,
+    because when a look has enough restarts does not depend on what they found.
+    """
+
+    alpha: float
+    held: float = 0.0
+
+    def take(self, restarts: int, looks: int = 1) -> float:
+        """The level of a look over so many restarts, with the shares of as many looks as fell together."""
+        self.held += self.alpha * looks / len(LOOKS)
+        level = self.held
+        if 2.0**-restarts <= level:
+            self.held = 0.0
+        return level
+
+
+def look(
+    ratios: Sequence[float],
+    allowed: float,
+    seconds: float,
+    passes: float = PASS_ALPHA / len(LOOKS),
+    fails: float = FAIL_ALPHA / len(LOOKS),
+) -> Reading:
     """What ``ratios`` (one log ratio a restart, gathered in ``seconds``) say about the largest ratio ``allowed``.
 
     Pass when the upper bound does not exceed it, fail when the lower bound does, else undecided, with the minutes that
-    would probably decide: bounds close in with the square root of the number of restarts.
+    would probably decide: bounds close in with the square root of the number of restarts. ``passes`` and ``fails`` are
+    the levels of the two bounds.
     """
-    limit, share = math.log(allowed), len(LOOKS)
-    passing, failing = middle(ratios, PASS_ALPHA / share), middle(ratios, FAIL_ALPHA / share)
+    limit = math.log(allowed)
+    passing, failing = middle(ratios, passes), middle(ratios, fails)
     ruling = Ruling.UNDECIDED
     if passing.high <= limit:
         ruling = Ruling.PASS
@@ -93,8 +122,8 @@ def _more_minutes(ratios: Sequence[float], limit: float, seconds: float) -> floa
     return minutes if minutes <= WIDEST_NEED else None
 
 
-LEAST_RESTARTS = 9
-"""Fewer cannot fail anything at a share of :data:`FAIL_ALPHA`."""
+LEAST_RESTARTS = 7
+"""Fewer cannot fail anything, not even at the whole of :data:`FAIL_ALPHA`."""
 
 
 @dataclass
@@ -104,11 +133,11 @@ class Looks:
     budget: float
     _left: list[float] = field(default_factory=lambda: list(LOOKS))
 
-    def due(self, seconds: float) -> bool:
-        """Whether a look is due now, taking those that are."""
+    def due(self, seconds: float) -> int:
+        """How many looks are due now, taking them."""
         passed = [s for s in self._left if seconds >= s * self.budget]
         self._left = self._left[len(passed) :]
-        return bool(passed)
+        return len(passed)
 
     @property
     def over(self) -> bool:
@@ -122,11 +151,13 @@ def decide(restarts: Iterator[tuple[float, float]], allowed: float, budget: floa
     Pure in its input: a simulation gives restarts of its own making. There is a reading after at least one restart.
     """
     looks, ratios, seconds = Looks(budget), list[float](), 0.0
+    passes, fails = Purse(PASS_ALPHA), Purse(FAIL_ALPHA)
     reading: Reading | None = None
     for ratio, seconds in restarts:
         ratios.append(ratio)
-        if looks.due(seconds):
-            reading = look(ratios, allowed, seconds)
+        if fallen := looks.due(seconds):
+            levels = (purse.take(len(ratios), fallen) for purse in (passes, fails))
+            reading = look(ratios, allowed, seconds, *levels)
             if reading.ruling is not Ruling.UNDECIDED or looks.over:
                 break
     return reading if reading is not None else look(ratios, allowed, seconds)

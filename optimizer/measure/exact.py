@@ -32,6 +32,7 @@ def proportion(right: int, n: int, alpha: float) -> tuple[float, float]:
     return low, high
 
 
+@cache
 def drop_upper(lost: int, won: int, n: int, alpha: float) -> float:
     """One-sided upper bound, at 1 - alpha, of P(lost) - P(won) from paired counts among ``n`` samples.
 

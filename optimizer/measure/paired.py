@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from optimizer.data.metrics import Metric
 from optimizer.data.samples import Samples
 from optimizer.faults import usage
 from optimizer.measure.exact import holm, mcnemar
-from optimizer.measure.stats import detectable_by, paired_drop, resampled_drop
+from optimizer.measure.stats import DropEstimate, corrected_alpha, detectable_by, paired_drop, resampled_drop
 from optimizer.records import PairedQuality, SliceDrop
 from passes.kit.options import closest
 
@@ -42,11 +43,13 @@ def compare(
     )  # fmt: skip
 
 
-def slices_of(samples: Samples, metric: Metric, name: str | None) -> tuple[str, Array] | None:
+def slices_of(
+    samples: Samples, metric: Metric, name: str | None, where: str = "--slice-by"
+) -> tuple[str, Array] | None:
     """What samples are cut by: the array that ``name`` is, else the classes that a 0/1 metric scores; [n] texts.
 
-    ``None`` when nothing was named and there are no classes. Raises a usage Fault for a name that is not there, or that
-    does not hold one value per sample.
+    ``None`` when nothing was named and there are no classes. Raises a usage Fault, which says ``where`` the name comes
+    from, for one that is not there, or that does not hold one value per sample.
     """
     wanted = name or (metric.label if metric.binary and metric.against == "labels" and not metric.function else None)
     if wanted is None:
@@ -54,17 +57,17 @@ def slices_of(samples: Samples, metric: Metric, name: str | None) -> tuple[str, 
     if wanted not in samples.labels:
         known = sorted(samples.labels)
         hint = f"Arrays of the data that are no inputs: {', '.join(known) or 'none'}"
-        raise usage(f"the data has no array '{wanted}'{closest(wanted, known)}", where="--slice-by", hint=hint)
+        raise usage(f"the data has no array '{wanted}'{closest(wanted, known)}", where=where, hint=hint)
     values = np.asarray(samples.labels_of(0, len(samples))[wanted])
     if name is None and (values.ndim > 1 and values.size != len(values)):
         return None
     if values.size != len(samples):
-        raise usage(f"'{wanted}' does not hold one value per sample", where="--slice-by")
+        raise usage(f"'{wanted}' does not hold one value per sample", where=where)
     texts = values.reshape(-1).astype(str)
     if len(np.unique(texts)) > MOST_SLICES:
         if name is None:
             return None
-        raise usage(f"'{wanted}' has more than {MOST_SLICES} values", where="--slice-by", hint="Cut it into ranges")
+        raise usage(f"'{wanted}' has more than {MOST_SLICES} values", where=where, hint="Cut it into ranges")
     return wanted, texts
 
 
@@ -82,6 +85,47 @@ def ranked(metric: Metric, base: Array, rows: Array, cut: Array, seed: int) -> l
     corrected = holm([p for *_, p in looked])
     order = sorted(range(len(looked)), key=lambda i: (looked[i][3], -looked[i][2]))
     return [(looked[i][0], looked[i][1], corrected[i]) for i in order]
+
+
+@dataclass(frozen=True)
+class SliceBound:
+    """One slice against a margin: its drop with bounds of its own at 95 %, and whether it is shown to lose more than
+    the margin when all slices are looked at (5 % for all of them together)."""
+
+    name: str
+    drop: DropEstimate
+    worse: bool
+
+
+def bounded(metric: Metric, base: Array, rows: Array, cut: Array, margin: float, seed: int) -> list[SliceBound]:
+    """Every slice against ``margin``, the largest drop that may be; none when the metric cannot be cut.
+
+    That *all* slices are within the margin is shown when each of them is, at 95 % (an intersection-union test: Berger
+    1982), without a correction. That *some* slice is beyond it is a claim picked from many, so its level is divided by
+    their number (Bonferroni); bootstraps have a p-value in place of a bound so far out.
+    """
+    if metric.grouped(rows):
+        return []
+    names, found = np.unique(cut), list[SliceBound]()
+    for name in names:
+        inside = cut == name
+        mine, theirs = base[inside], rows[inside]
+        drop = paired_drop(metric, mine, theirs, seed)
+        level = corrected_alpha(drop.alpha, len(names))
+        found.append(SliceBound(str(name), drop, _beyond(metric, mine, theirs, drop, margin, level, seed)))
+    return found
+
+
+def _beyond(
+    metric: Metric, base: Array, rows: Array, drop: DropEstimate, margin: float, level: float, seed: int
+) -> bool:
+    """Whether a drop of more than ``margin`` is shown at ``level``."""
+    if not drop.lower_one_sided > margin:
+        return False
+    if drop.discordant is not None:
+        return paired_drop(metric, base, rows, seed, level).lower_one_sided > margin
+    draws = resampled_drop(metric, base, rows, seed).draws
+    return (1 + int((draws <= margin).sum())) / (1 + len(draws)) <= level
 
 
 def _told(metric: Metric, base: Array, rows: Array, one: tuple[str, Array, float], seed: int) -> SliceDrop:

@@ -22,7 +22,7 @@ from optimizer.measure.drivers import LOAD, Asked, Load, Pace, Run, light, light
 from optimizer.measure.stats import median_interval, ratio_interval
 from optimizer.measure.tails import least_queries, quantile_interval
 from optimizer.records import Interval, ScenarioRow
-from optimizer.runtime import sessions
+from optimizer.runtime import hardware, sessions
 from optimizer.runtime.loadgen import KINDS, require
 from optimizer.runtime.sessions import Site
 from optimizer.workers.pool import CallFailed, Worker, WorkerDied
@@ -31,6 +31,9 @@ Array = np.ndarray[Any, Any]
 
 RESTARTS = (5, 3, 1)
 """How many restarts there are: the first of these for which the time is enough."""
+
+ROOM = 0.5
+"""Of a core, which must be free beside the model's threads before its waiting is called its own."""
 
 LIBRARY_SAMPLES = 256
 LIBRARY_BYTES = 64 * 2**20
@@ -53,11 +56,13 @@ class Contender:
 
 @dataclass
 class _Part:
-    """What became of one contender: its runs, or the reason why there are none."""
+    """What became of one contender: its runs and how many cores others kept busy meanwhile, or the reason why there
+    are none."""
 
     contender: Contender
     pace: Pace | None = None
     runs: list[Run] = field(default_factory=list)
+    others: list[float] = field(default_factory=list)
     reason: str = ""
     code: str = ""
 
@@ -138,7 +143,10 @@ def _restart(part: _Part, load: Load, site: Site, seconds: float, seed: int) -> 
     try:
         with sessions.worker() as worker:
             pace = _begin(worker, part.contender, load, site)
+            before = hardware.spent([worker.pid])
             part.runs.append(_once(Asked(worker, load, pace, seconds, seed), part))
+            others = hardware.cores_of_others(before, hardware.spent([worker.pid]))
+            part.others += [others] if others is not None else []
     except (WorkerDied, CallFailed, Fault) as error:
         part.fails(error)
 
@@ -242,8 +250,20 @@ def _row(part: _Part, load: Load, site: Site, restarts: int) -> ScenarioRow:
         verdict="INVALID" if "INVALID" in verdicts else lowest.verdict,
         checks={n: all(r.checks.get(n, False) for r in part.runs) for n in lowest.checks},
         warnings=row.warnings
+        + _crowded(part.others, site)
         + tuple(f"the state '{n}' is not finite at the end of a stream" for n in part.runs[-1].broken),
+        others_cores=float(np.mean(part.others)) if part.others else None,
     )
+
+
+def _crowded(others: Sequence[float], site: Site) -> tuple[str, ...]:
+    """A warning when no core was free for the model and for what lets queries come: waking up late is then part of
+    every latency, by an amount that depends on the scheduler and on the driver's threads."""
+    cores = hardware.host().cores
+    if not others or max(others) <= max(cores - site.threads - ROOM, ROOM):
+        return ()
+    text = f"other processes kept up to {max(others):.1f} of {cores} cores busy: waiting for one is part of these times"
+    return (f"{text}, and drivers wait differently",)
 
 
 def _fixed(samples: Samples) -> tuple[str, ...]:

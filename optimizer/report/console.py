@@ -48,6 +48,7 @@ def closing(record: Record) -> RenderableType:
     parts += [line("warning", warning, "yellow") for warning in record.warnings]
     if record.artifact:
         parts.append(line("artifact", record.artifact))
+        parts.append(line("report", f"{record.artifact}/report.html"))
     parts.append(line("took", words.duration(record.seconds)))
     if step := words.next_step(record):
         parts.append(line("next", step))

@@ -167,6 +167,36 @@ def _idle_ticks() -> dict[int, int]:
     return {int(row[0][3:]): int(row[4]) + int(row[5]) for row in rows}
 
 
+@dataclass(frozen=True)
+class Spent:
+    """Seconds that all cores have been at work since the machine started, and those of them that were ours."""
+
+    everyone: float
+    ours: float
+    moment: float
+
+
+def spent(pids: Collection[int]) -> Spent | None:
+    """What is spent by now; ours is this process and ``pids``. ``None`` where nobody can say."""
+    try:
+        columns = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        children = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13] for pid in pids]
+    except OSError:
+        return None
+    ticks = [int(c) for c in columns]
+    tick = 1 / os.sysconf("SC_CLK_TCK")
+    ours = time.process_time() + sum(int(t) for child in children for t in child) * tick
+    return Spent((sum(ticks) - ticks[3] - ticks[4]) * tick, ours, time.monotonic())
+
+
+def cores_of_others(before: Spent | None, after: Spent | None) -> float | None:
+    """How many cores other processes kept busy in between, on average; time that a hypervisor took counts as busy."""
+    if before is None or after is None or after.moment <= before.moment:
+        return None
+    others = (after.everyone - before.everyone) - (after.ours - before.ours)
+    return max(0.0, others / (after.moment - before.moment))
+
+
 PACKAGES = (
     "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "openvino", "onnxsim", "onnxscript",
     "torch", "numpy",

@@ -151,8 +151,11 @@ def require(text: str) -> str:
     """Like :func:`choose`, for what only onnxruntime's own providers can do: looking inside a model while it runs."""
     found = choose(text)
     if ProviderText.parse(found).name == OPENVINO_RUNTIME:
-        hint = "Optimize with another --provider, then: lathe benchmark ARTIFACT --provider cpu --provider openvino"
-        message = "with the openvino package models can be benchmarked, but here onnxruntime must look inside them"
+        hint = (
+            "Use --provider cpu here: what ships is timed with openvino too, and a line says so where it is faster. "
+            "To compare: lathe benchmark ARTIFACT --provider cpu --provider openvino"
+        )
+        message = "the openvino package can run models (benchmark, gate), but here onnxruntime must look inside them"
         raise cannot(message, hint=hint, code="missing-provider")
     return found
 

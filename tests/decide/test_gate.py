@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy import stats as sp
 
@@ -15,6 +16,7 @@ from optimizer.decide.policy import Policy
 from optimizer.faults import Fault
 from optimizer.measure.duel import Reading
 from optimizer.measure.exact import drop_upper
+from optimizer.measure.paired import bounded
 from optimizer.measure.scales import QualityReading
 from optimizer.measure.stats import DropEstimate, exact_drop
 from optimizer.records import Latency, Quality, Ruled, Ruling, to_plain
@@ -166,16 +168,16 @@ def test_a_ratio_is_told_with_what_would_decide_it() -> None:
 
 def test_too_few_restarts_have_no_bound_instead_of_one_of_zero() -> None:
     rules = policy(latency={"max_ratio": 1.025}, throughput={"min_ratio": 0.975})
-    none, upper = Reading(UNDECIDED, 1.01, 0.0, math.inf, 3, 1.0, 1.0), Reading(UNDECIDED, 1.01, 0.0, 1.05, 8, 1.0, 1.0)
+    none, upper = Reading(UNDECIDED, 1.01, 0.0, math.inf, 3, 1.0, 1.0), Reading(UNDECIDED, 1.01, 0.0, 1.05, 6, 1.0, 1.0)
     for reading, told in (
-        (none, "1.010x over 3 restarts, too few for a bound (9 are needed)"),
-        (upper, "1.010x [at most 1.050] over 8 restarts, too few for the other bound (9 are needed)"),
+        (none, "1.010x over 3 restarts, too few for a bound (7 are needed)"),
+        (upper, "1.010x [at most 1.050] over 6 restarts, too few for the other bound (7 are needed)"),
     ):
         found = gate.latency_ratio(rules, reading)
         assert found.found == told and found.measured is not None
         assert to_plain(found.measured)["low"] is None
     mirrored = gate.throughput_ratio(rules, upper)
-    assert mirrored.found.startswith("0.990x [at least 0.952] over 8") and to_plain(mirrored.measured)["high"] is None
+    assert mirrored.found.startswith("0.990x [at least 0.952] over 6") and to_plain(mirrored.measured)["high"] is None
     assert to_plain(gate.throughput_ratio(rules, none).measured) == {"value": 1 / 1.01, "low": None, "high": None}
 
 
@@ -185,3 +187,28 @@ def test_bounds_on_this_machine() -> None:
         assert gate.latency_bound(policy(latency={"max": most}), found).ruling is ruling
     for least, ruling in ((1900.0, PASS), (2100.0, FAIL), (2000.0, UNDECIDED)):
         assert gate.throughput_bound(policy(throughput={"min": least}), found, 8).ruling is ruling
+
+
+def sliced(*counts: tuple[int, int, int], margin: float = 0.05) -> Ruled:
+    """Slices by (lost, won, samples) of a 0/1 metric."""
+    parts = [
+        (np.repeat([1, 0, 1], [lost, won, n - lost - won]), np.repeat([0, 1, 1], [lost, won, n - lost - won]))
+        for lost, won, n in counts
+    ]
+    base, rows = (np.concatenate([p[i] for p in parts])[:, None].astype(float) for i in (0, 1))
+    cut = np.repeat([f"s{i}" for i in range(len(counts))], [n for *_, n in counts])
+    return gate.slice_drop("region", bounded(TOP1, base, rows, cut, margin, 0), margin)
+
+
+def test_every_slice_must_keep_the_margin() -> None:
+    assert sliced((1, 1, 300), (0, 0, 200)).ruling is PASS
+    failed = sliced((2, 2, 800), (30, 0, 100))
+    assert failed.ruling is FAIL and "region s1: drop 0.3" in failed.found and "1 of them is worse" in failed.found
+    small = sliced((0, 0, 500), (0, 0, 10))
+    assert small.ruling is UNDECIDED and small.need.endswith("more samples with region s1"), "ten samples show little"
+
+
+def test_one_slice_of_many_fails_only_beyond_what_so_many_looks_give_by_chance() -> None:
+    alone, among = (11, 0, 100), [(0, 0, 100)] * 49
+    assert sliced(alone).ruling is FAIL and sliced(alone, *among).ruling is UNDECIDED
+    assert sliced((30, 0, 100), *among).ruling is FAIL

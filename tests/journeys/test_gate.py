@@ -22,8 +22,9 @@ from optimizer.decide.policy import Policy
 from optimizer.faults import Exit, Fault
 from optimizer.gating import Gated
 from optimizer.package import artifact, baseline, golden, manifest
-from optimizer.plan import Settings, SourceRequest
+from optimizer.plan import OPENVINO_RUNTIME, Settings, SourceRequest
 from optimizer.records import Ruled, Ruling
+from optimizer.runtime import providers
 from passes.kit.model import Model
 from passes.kit.recipe import Recipe
 from tests.support import models, runtime, schemas
@@ -76,6 +77,24 @@ def test_an_artifact_is_held_to_everything_at_once(place: Path) -> None:
     assert len(gated.record.rules) == 14 and gated.record.quality is not None and gated.record.latency_ms is not None
     assert gated.record.file.endswith("model.lathe/model.onnx")
     json.dumps(gated.record.as_json())
+
+
+def test_every_class_is_held_to_a_margin(place: Path) -> None:
+    found = by_rule(gate(place, "cnn.onnx", "cnn.onnx", quality={"max_slice_drop": "90%"}))["quality.max_slice_drop"]
+    assert found.ruling is Ruling.PASS and "labels " in found.found and "the worst of" in found.found
+    with pytest.raises(Fault, match="no array 'regoin'") as caught:
+        gate(place, "cnn.onnx", "cnn.onnx", quality={"max_slice_drop": "90%", "slice_by": "regoin"})
+    assert caught.value.where.endswith("quality.slice_by")
+
+
+def test_the_openvino_package_can_be_held_to_rules_but_names_no_nodes(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(providers, "everywhere", lambda: ("CPUExecutionProvider", OPENVINO_RUNTIME))
+    monkeypatch.setattr(providers, "version_of", lambda name: "1")
+    rules: Any = {"run": {"provider": "openvino"}, "coverage": {"min_nodes": 1.0}}
+    found = by_rule(gate(place, "cnn.onnx", None, **rules))["coverage.min_nodes"]
+    assert found.ruling is Ruling.UNDECIDED and "a graph of its own" in found.found
 
 
 def test_a_changed_artifact_fails_and_nothing_of_it_is_loaded(place: Path, tmp_path: Path) -> None:

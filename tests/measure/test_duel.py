@@ -65,11 +65,30 @@ def test_it_stops_as_soon_as_it_is_clear_and_goes_on_while_it_is_not() -> None:
     assert close.ruling is Ruling.UNDECIDED and close.seconds >= BUDGET
 
 
+def test_what_looks_with_too_few_restarts_cannot_spend_the_last_one_has() -> None:
+    """Seven restarts are too few for a quarter of the alpha, which takes nine, and enough for the whole of it."""
+    purse = duel.Purse(0.01)
+    assert [purse.take(n) for n in (2, 4, 5, 7)] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
+    assert purse.take(9) == pytest.approx(0.0025), "what was spent is gone"
+    slow = [(0.1 + 0.001 * i, 12 / 7 * (i + 1)) for i in range(7)]
+    assert decide(iter(slow), MARGIN, BUDGET).ruling is Ruling.FAIL
+
+
+@pytest.mark.parametrize("restarts", [5, 8, 12])
+def test_slow_restarts_are_wrong_no_more_often_than_promised(restarts: int) -> None:
+    rng, count = np.random.default_rng(restarts), 600
+    times, found = np.linspace(0, BUDGET, restarts + 1)[1:], Counter[Ruling]()
+    for ratios in rng.normal(math.log(MARGIN), 0.02, (count, restarts)):
+        found[decide(zip(ratios, times, strict=True), MARGIN, BUDGET).ruling] += 1
+    allowed = [a * count + 3 * math.sqrt(a * (1 - a) * count) for a in (duel.PASS_ALPHA, duel.FAIL_ALPHA)]
+    assert found[Ruling.PASS] <= allowed[0] and found[Ruling.FAIL] <= allowed[1], found
+
+
 def test_too_few_restarts_are_undecided_and_say_how_long_it_takes() -> None:
     found = look([0.001, -0.002, 0.003], MARGIN, 30.0)
     assert found.ruling is Ruling.UNDECIDED and found.high == math.inf and found.low == 0.0
-    assert found.more_minutes == pytest.approx(1.0)
-    assert look([0.0], MARGIN, 6.0).more_minutes == pytest.approx(0.8), "one restart has no spread, but a pace"
+    assert found.more_minutes == pytest.approx(2 / 3)
+    assert look([0.0], MARGIN, 6.0).more_minutes == pytest.approx(0.6), "one restart has no spread, but a pace"
     assert look([0.0, 0.2, -0.2, 0.1, -0.1], 1.0, 5.0).more_minutes is None, "no time decides a ratio on the margin"
 
 

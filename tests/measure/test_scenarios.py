@@ -19,6 +19,7 @@ from optimizer.measure import scenarios
 from optimizer.measure.drivers import Load
 from optimizer.measure.scenarios import Contender, measure
 from optimizer.records import ScenarioRow
+from optimizer.runtime import hardware
 from optimizer.runtime import load as driver
 from optimizer.runtime.loadgen import read_summary
 from optimizer.runtime.sessions import Site
@@ -66,6 +67,20 @@ def test_a_server_finds_a_rate_that_it_holds(tmp_path: Path) -> None:
     assert row.result is not None and row.held is not None, row.reason
     assert 20 < row.held <= row.result.value
     assert row.percentiles["99"] <= 250.0 and row.bound_ms == 250.0
+
+
+@pytest.mark.parametrize(("others", "told"), [((0.1, 0.4), ""), ((0.1, 1.6), "up to 1.6 of 2 cores busy")])
+def test_a_row_says_when_no_core_was_free(
+    monkeypatch: pytest.MonkeyPatch, others: tuple[float, ...], told: str
+) -> None:
+    monkeypatch.setattr(hardware, "host", lambda: hardware.Host("x", "x86_64", frozenset(), 2, 1, "Linux"))
+    assert told in "".join(scenarios._crowded(others, SITE)) and bool(scenarios._crowded(others, SITE)) == bool(told)
+
+
+def test_what_this_process_spends_is_not_the_others() -> None:
+    before, after = hardware.Spent(100.0, 10.0, 0.0), hardware.Spent(115.0, 18.0, 10.0)
+    assert hardware.cores_of_others(before, after) == pytest.approx(0.7)
+    assert hardware.cores_of_others(None, after) is None
 
 
 def test_a_bound_under_the_time_of_one_query_is_held_at_no_rate(tmp_path: Path) -> None:
