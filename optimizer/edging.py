@@ -35,6 +35,9 @@ REAL = 8
 
 GOLDEN = 3
 
+DECODER_WITHIN = 2 / 255
+"""How far what the decoder inside of a graph makes of a file may be from the reference: beyond that it is skew."""
+
 DECODED = frozenset({".png", ".jpg", ".jpeg"})
 """Files that the decoder inside of a graph reads."""
 
@@ -73,6 +76,8 @@ def put_around(bench: Bench, model: Model) -> Edged:
         real, made_up = _real(bench, before, port, first), _made_up_images(bench, before, port, first)
         fed = _Fed(before, port, first, others, next(p.name for p in whole.signature.inputs if p.name not in others))
         worst, seen = _worst(bench, model, whole, site, fed, [*real, *made_up]), len(real) + len(made_up)
+        if before.decode:
+            bench.watch.warn(decoder_says(worst, len(real)))
         shown = real if real and settings.golden == "data" else made_up
         outer, inner = fed.outer(shown[0]), fed.inner(shown[0])
         feeds = [fed.outer(image) for image in shown[:GOLDEN]] if settings.golden != "none" else []
@@ -88,6 +93,20 @@ def put_around(bench: Bench, model: Model) -> Edged:
     )
     tree = {"preprocess": boundary.preprocess, "postprocess": boundary.postprocess, "core": signature_of(model)}
     return Edged(whole, site, pairs, boundary, tree)
+
+
+def decoder_says(worst: float, files: int) -> str:
+    """What whoever ships ``decode`` must know; ``worst`` is the largest difference seen, as a share of the range of
+    pixels, on so many ``files`` of the user's."""
+    if worst > DECODER_WITHIN:
+        found = (
+            f"on {files} of your files the decoder inside is up to {worst * 255:.0f} of 255 levels off the reference"
+        )
+        return f"'decode' skews what is served: {found} (JPEG with chroma subsampling); decode outside of the graph"
+    return (
+        "'decode' is right for PNG of 8 bits and for JPEG without chroma subsampling alone; other JPEG files come "
+        "out up to 53 of 255 levels off, and damaged or other files can end the process that serves"
+    )
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,13 @@ def open_pixels(source: Path | bytes, channels: int) -> Array:
         with image_module.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise bad_input(f"the image has {image.width} x {image.height} pixels", where=where, code="unsafe-data")
+            if image.mode.startswith(("I", "F")):  # converted, whatever is brighter than 255 would be white
+                raise bad_input(
+                    f"the image has more than 8 bits per channel (Pillow's mode {image.mode})",
+                    where=where,
+                    hint="Save it with 8 bits per channel",
+                    code="bad-data",
+                )
             pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     except Fault:
         raise

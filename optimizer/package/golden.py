@@ -5,6 +5,7 @@ Reading and comparing them is the receiver's (:mod:`optimizer.package.receiver.p
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -81,11 +82,13 @@ def write(stream: IO[bytes], values: Mapping[str, Any]) -> None:
             if isinstance(value, (list, tuple, Mapping)):
                 _put(archive, f"{name}.json", json.dumps(_spell(value), sort_keys=True).encode())
             else:
-                with archive.open(_member(f"{name}.npy"), "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, _storable(np.asarray(value)), allow_pickle=False)
+                member = io.BytesIO()
+                np.lib.format.write_array(member, _storable(np.asarray(value)), allow_pickle=False)
+                _put(archive, f"{name}.npy", member.getbuffer())
 
 
-def _put(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+def _put(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
+    """Members whose size is known from the start: for others releases of Python 3.11 write different headers."""
     archive.writestr(_member(name), data)
 
 

@@ -232,8 +232,8 @@ def _try(worker: UserWorker, job: Job, attempt: Attempt, path: Path, faults: lis
     model = loaded.model
     if model.opset != attempt.opset:
         return f"it wrote opset {model.opset} instead of {attempt.opset}"
-    strip(model)
     model.ir.ir_version = min(model.ir.ir_version, job.target.max_ir)
+    strip(model)
     if fixed := _fixed(model, attempt.dims):
         return f"it fixed the dimension {fixed}"
     checked = _measure(worker, job, model, attempt)
@@ -278,6 +278,7 @@ def strip(model: Model) -> None:
         for nested in function.subgraphs():
             _clear(nested)
             _strip_nodes(nested)
+    model.forget_digest()  # loading asked for it while the notes, with their paths, were still there
 
 
 def _strip_nodes(graph: ir.Graph | ir.Function) -> None:

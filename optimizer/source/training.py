@@ -46,6 +46,7 @@ def fix(model: Model) -> tuple[Sign, ...]:
             if sign is not None and sign.fixable:
                 (_fix_batchnorm if sign.op == "BatchNormalization" else _remove_dropout)(graph, node)
                 done.append(sign)
+    model.forget_digest()
     return tuple(done)
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from optimizer.faults import Fault, bad_input, cannot
 from optimizer.package import golden
 from optimizer.package.artifact import WATCH
-from optimizer.package.receiver.files import describe_file
-from optimizer.package.receiver.words import MANIFEST, SUMS
+from optimizer.package.receiver.files import describe_file, read_manifest
+from optimizer.package.receiver.words import MANIFEST, SUMS, Refusal
 from optimizer.watch.sketches import Array, Seen
 from optimizer.watch.verdict import Key
 from passes.kit.model import Port
@@ -105,6 +105,14 @@ def of_bytes(data: bytes) -> Reference:
         raise ValueError(f"it misses or garbles {error}") from error
 
 
+def _check_manifest(root: Path) -> None:
+    """There is an artifact in ``root`` of a schema that is known. Raises a bad-input Fault."""
+    try:
+        read_manifest(root)
+    except Refusal as refusal:
+        raise bad_input(refusal.message, where=refusal.where, hint=refusal.hint, code=refusal.code) from refusal
+
+
 def read(folder: Path | str) -> Reference:
     """What the artifact in ``folder`` remembers.
 
@@ -113,10 +121,7 @@ def read(folder: Path | str) -> Reference:
     """
     root = Path(folder)
     where = str(root)
-    if not root.exists():
-        raise bad_input("no such folder", where=where, code="missing")
-    if not (root / MANIFEST).is_file():
-        raise bad_input(f"this is not a Lathe artifact: it has no {MANIFEST}", where=where, code="not-an-artifact")
+    _check_manifest(root)
     path = root / WATCH
     listed = _listed(root)
     if not path.is_file():

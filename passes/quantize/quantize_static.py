@@ -211,7 +211,8 @@ class _Run:
         writer = WeightWriter(
             fork.graph, edit, settings.weight, settings.reach, per_channel, float_bias=settings.float_bias
         )
-        old = [v for layer in plan.layers.values() for v in layer.node.inputs[1:] if v is not None]
+        read_before = (*(layer.node for layer in plan.layers.values()), *plan.carriers)
+        old = [v for node in read_before for v in node.inputs[1:] if v is not None]
         _note_changes(plan, edit, clamps=not settings.symmetric)
         lowering.run()
         for node, layer in plan.layers.items():

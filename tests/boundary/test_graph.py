@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from optimizer.boundary import pictures
 from optimizer.boundary.graph import core, wrap
 from optimizer.boundary.text import postprocess, preprocess
+from optimizer.edging import decoder_says
 from optimizer.faults import Exit, Fault
 from passes.kit.model import Model
 from tests.support.runtime import Array, model, run
@@ -178,3 +180,17 @@ def test_steps_that_do_not_fit_the_model_are_refused(
 def test_what_is_no_image_is_refused_in_one_line() -> None:
     with pytest.raises(Fault, match="cannot be read as an image"):
         pictures.open_pixels(b"not an image", 3)
+
+
+def test_what_would_turn_white_in_eight_bits_is_refused() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 30_000, np.uint16)).save(stream, "PNG")
+    with pytest.raises(Fault, match="more than 8 bits per channel"):
+        pictures.open_pixels(stream.getvalue(), 3)
+
+
+@pytest.mark.parametrize(
+    ("worst", "said"), [(44 / 255, "on 8 of your files .* up to 44 of 255"), (1 / 255, "PNG of 8")]
+)
+def test_a_decoder_inside_comes_with_a_warning(worst: float, said: str) -> None:
+    assert re.search(said, decoder_says(worst, 8))

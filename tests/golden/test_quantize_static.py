@@ -149,6 +149,7 @@ def test_carriers_move_integers(tmp_path: Any) -> None:
     ran = fused(result.model, tmp_path)
     assert ran["QuantizeLinear"] == 1 and ran["DequantizeLinear"] == 1 and ran["QLinearConv"] == 2
     close(result.model, before, feeds[0])
+    assert all(value.uses() for value in result.model.graph.initializers.values()), "the float filling is gone"
 
 
 def test_padding_with_something_else_than_zero_stays_float() -> None:

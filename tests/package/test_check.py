@@ -68,6 +68,8 @@ def test_a_relative_path_means_the_folder_of_the_caller(copy: Path, monkeypatch:
 def test_an_artifact_without_its_manifest_does_not_hold(copy: Path) -> None:
     (copy / "manifest.json").unlink()
     assert "was taken out" in failed(check.verify(copy))["manifest"]
+    (copy / "manifest.json").symlink_to("nowhere.json")
+    assert "was taken out" in failed(check.verify(copy))["manifest"]
     (copy / "SHA256SUMS").unlink()
     with pytest.raises(Fault) as caught:  # nothing says that it ever was one
         check.verify(copy)

@@ -90,6 +90,8 @@ def test_fixing_gives_the_inference_form(tmp_path: Path) -> None:
     found = load(path, runtime.target(), fix_training=True)
     assert training.find(found.model) == () and "Dropout" not in runtime.op_types(found.model)
     assert "rewritten to inference form: 1 BatchNormalization, 1 Dropout" in found.warnings[0]
+    assert found.model.digest() == load(path, runtime.target(), fix_training=True).model.fork().digest()
+    assert found.model.digest() != load(path, runtime.target()).model.digest(), "it is not the model of the file"
     expected = np.maximum((ONE["x"] - 1) / np.sqrt(np.array([4, 9]) + 1e-5) * [1, 2] + [0, 1], 0)
     np.testing.assert_allclose(runtime.run(found.model, ONE)["y"], expected, rtol=1e-6)
 

@@ -107,6 +107,9 @@ def test_a_file_that_was_changed_or_is_none_is_refused_in_one_line(folder: Path)
     assert (caught.value.code, caught.value.exit) == ("no-watch", Exit.UNDECIDED)
     with pytest.raises(Fault, match="not a Lathe artifact"):
         Watcher(folder.parent)
+    (folder / "manifest.json").write_text('{"schema": "lathe.manifest/2"}')
+    with pytest.raises(Fault, match="this one reads"):
+        Watcher(folder)
 
 
 def _watch(place: str, seed: int) -> bytes:

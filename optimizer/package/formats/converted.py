@@ -23,7 +23,13 @@ def held_to_golden(artifact: Artifact, form: str, given: Sequence[dict[str, Any]
             allowed = Tolerance(**artifact.manifest["golden"]["tolerance"][name])
             if why := difference(expected, outputs[name], allowed):
                 message = f"the model converted to {form} answers otherwise: pair {i}, output '{name}': {why}"
-                raise limit_not_met(message, hint="Nothing was written.", code="other-answers")
+                raise limit_not_met(message, hint=_hint(artifact), code="other-answers")
             theirs, ours = ([a for _, a in leaves(v)] for v in (expected, outputs[name]))
             equal &= all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(theirs, ours, strict=True))
     return f"{len(artifact.pairs)} golden pairs {'bit for bit' if equal else 'within tolerance'}"
+
+
+def _hint(artifact: Artifact) -> str:
+    if not artifact.manifest["model"]["quantized"]:
+        return "Nothing was written."
+    return "Nothing was written. It rounds integers elsewhere: package what lathe optimize -O1 makes."

@@ -20,7 +20,7 @@ _CPP = {
 
 
 class Zip:
-    """An archive ``NAME.zip`` whose bytes depend on the artifact alone."""
+    """An archive ``NAME.zip`` whose bytes depend on the artifact and on zlib alone."""
 
     name: ClassVar[str] = "zip"
     summary: ClassVar[str] = "an archive with the artifact, a minimal runner in Python and one in C++"
@@ -65,7 +65,9 @@ def _quoted(text: str) -> str:
 
 
 def _put(archive: zipfile.ZipFile, name: str, path: Path) -> None:
-    with path.open("rb") as source, archive.open(_info(name), "w", force_zip64=True) as member:
+    info = _info(name)
+    info.file_size = path.stat().st_size  # said before: without it the header depends on the release of Python
+    with path.open("rb") as source, archive.open(info, "w") as member:
         shutil.copyfileobj(source, member, 1 << 20)
 
 

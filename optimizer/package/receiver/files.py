@@ -31,9 +31,11 @@ def read_manifest(root: Path) -> tuple[dict[str, Any] | None, list[Finding]]:
     """The manifest with what was found of it; ``None`` when it cannot be used. Raises :class:`Refusal`."""
     if not root.exists():
         raise Refusal("no such folder", where=str(root), code="missing")
-    if not os.path.lexists(root / MANIFEST) and root.is_dir() and (root / SUMS).is_file():
-        return None, [Finding("manifest", False, f"{MANIFEST} is missing: it was taken out of this artifact")]
-    if not root.is_dir() or not (root / MANIFEST).is_file():
+    if not (root / MANIFEST).is_file() and (root / SUMS).is_file():
+        return None, [
+            Finding("manifest", False, f"{MANIFEST} is missing or no file: it was taken out of this artifact")
+        ]
+    if not (root / MANIFEST).is_file():
         raise Refusal(f"this is not a Lathe artifact: it has no {MANIFEST}", where=str(root), code="not-an-artifact")
     try:
         tree = json.loads(text_of(root / MANIFEST))
