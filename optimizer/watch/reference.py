@@ -65,6 +65,18 @@ def edges_of(folder: Path | str) -> Edges | None:
         raise bad_input(message, where=str(folder), code="bad-manifest") from None
 
 
+def dims_of(folder: Path | str) -> dict[Key, tuple[int | str | None, ...]]:
+    """Dimensions of the network's own inputs and outputs, by part and name, as far as the manifest tells them."""
+    try:
+        tree = json.loads((Path(folder) / MANIFEST).read_text("utf-8"))
+        ports = (tree.get("boundary") or {}).get("core") or tree.get("signature") or {}
+        sides = (("input", ports.get("inputs", [])), ("output", ports.get("outputs", [])))
+        return {(part, str(p["name"])): tuple(p["dims"]) for part, side in sides for p in side if p.get("dims")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        message = f"{MANIFEST} does not say what the network takes: {error}"
+        raise bad_input(message, where=str(folder), code="bad-manifest") from None
+
+
 def to_bytes(reference: Reference) -> bytes:
     """The file; the same reference gives the same bytes."""
     arrays: dict[str, Array] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class Watcher:
         self._artifact = str(artifact)
         self._reference = reference.read(artifact)
         self._edges = reference.edges_of(artifact)
+        self._dims = reference.dims_of(artifact)
         self._alpha = alpha / looks
         self._piles: dict[Key, Pile] = {}
         self.reset()
@@ -103,6 +104,9 @@ class Watcher:
         seen = self._reference.seen[part, name]
         if array.ndim == 0:
             raise bad_input(f"{part} '{name}' is a single value: samples come on axis 0", code="wrong-shape")
+        dims = self._dims.get((part, name))
+        if dims and not _agree(dims, array.shape):
+            raise bad_input(f"{part} '{name}' is {list(array.shape)}, not {list(dims)}", code="wrong-shape")
         batch = apart(array, self._reference.whole and part != "label", len(array))
         try:
             numbers = np.issubdtype(batch.dtype, np.number) or batch.dtype.kind == "b"
@@ -145,6 +149,13 @@ class Watcher:
             raise bad_input(f"this watcher cannot be merged: {error}", code="other-watcher") from None
         for key, pile in piles.items():
             self._piles[key].merge(pile)
+
+
+def _agree(dims: Sequence[int | str | None], shape: Sequence[int]) -> bool:
+    """Whether an array of any number of samples has the shape of a port."""
+    if len(dims) != len(shape):
+        return False
+    return all(d == n for d, n in zip(dims[1:], shape[1:], strict=True) if isinstance(d, int))
 
 
 def _piles(data: bytes) -> dict[Key, Pile]:

@@ -150,6 +150,20 @@ def test_a_watcher_finds_a_changed_column_and_changed_answers_until_it_is_reset(
     assert watcher.verdict().verdict is Drift.OK
 
 
+def test_wide_rows_are_held_against_the_signature(tmp_path: Path, remembered: tuple[Reference, Model, Splits]) -> None:
+    """Of wide inputs only summaries are kept, which fit rows of any width."""
+    known, subject, _ = remembered
+    for dims, fits in ((["n", 16], True), (["n", 17], False), (["n", 16, 1], False), (None, True)):
+        manifest = {"schema": "lathe.manifest/1", "signature": {"inputs": [{"name": "x", "dims": dims}], "outputs": []}}
+        contents = artifact.Contents(subject, manifest, {}, "", watch=reference.to_bytes(known))
+        watcher = Watcher(artifact.write(tmp_path / f"{dims}.lathe", contents))
+        if fits:
+            watcher.update(data(10, 7))
+        else:
+            with pytest.raises(Fault, match=r"'x' is \[10, 16\], not \['n', "):
+                watcher.update(data(10, 7))
+
+
 def test_batches_that_do_not_fit_are_refused_whole(folder: Path) -> None:
     watcher = Watcher(folder)
     good = data(10, 7)["x"]
