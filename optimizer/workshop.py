@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from optimizer.faults import Fault, bad_input, cannot, usage
 from optimizer.measure.scales import EVALUATOR, Evaluator, Scales, Weighed
 from optimizer.plan import GOALS, GOLDEN, LEVELS, RECOVERIES, DataRequest, Settings
 from optimizer.progress import Watcher
+from optimizer.recover.slopes import gradients
 from optimizer.runtime import hardware, providers, sessions
 from optimizer.runtime.answers import World
 from optimizer.runtime.sessions import Site
@@ -132,7 +134,8 @@ def open_bench(settings: Settings, watch: Watcher) -> Iterator[Bench]:
         judging = splits.select if splits else None
         metric = None if settings.evaluator else choose_metric(settings, source.model, judging, stack)
         samples = splits.calibrate if splits is not None and len(splits.calibrate) else None
-        world = World(target, settings.seed, site, store, key_of, samples)
+        slopes = partial(gradients, site=site, store=store)
+        world = World(target, settings.seed, site, store, key_of, samples, slopes=slopes)
         verifier = Verifier(site, store, probes(source, judging, bare, store, site))
         stack.callback(verifier.close)
         add_adversaries(verifier, source.model, settings.seed)
