@@ -36,7 +36,7 @@ from optimizer.recover.slopes import gradients
 from optimizer.runtime import hardware, providers, sessions
 from optimizer.runtime.answers import World
 from optimizer.runtime.sessions import Site
-from optimizer.source.open import Source, open_source
+from optimizer.source.open import Source, open_source, unused
 from optimizer.source.user_code import UserFunction
 from optimizer.store.store import Store, key_of
 from optimizer.verify.adversaries import adversaries
@@ -232,7 +232,12 @@ def open_model(settings: Settings, target: Target, store: Store, site: Site, scr
             return sessions.run(worker, store.put_model(model), [dict(f) for f in feeds], site)
 
     example = example_rows(settings.data, store)
-    return open_source(settings.source, target=target, scratch=scratch, run=run, example=example)
+    source = open_source(settings.source, target=target, scratch=scratch, run=run, example=example)
+    idle = unused(settings.source)
+    if settings.student is None or not set(idle) <= set(source.warnings):
+        return source
+    alone = dataclasses.replace(settings.source, example=None, dynamic=(), shapes=(), opset=None)  # the student's
+    return dataclasses.replace(source, warnings=(*(w for w in source.warnings if w not in idle), *unused(alone)))
 
 
 def open_student(bench: Bench) -> Model:
