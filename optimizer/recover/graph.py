@@ -149,17 +149,19 @@ def _plain(attribute: ir.Attr) -> Any:
 
 
 def with_weights(model: Model, arrays: Mapping[str, Array]) -> Model:
-    """A fork of ``model`` whose constants of these names hold these arrays."""
+    """A fork of ``model`` whose constants of these names hold these arrays, each in the type that it has."""
     fork = model.fork()
-    for name, array in arrays.items():
-        value = fork.graph.initializers.get(name)
-        if value is not None:
-            array = array.astype(value.const_value.numpy().dtype) if value.const_value is not None else array
-            value.const_value = ir.Tensor(np.ascontiguousarray(array), name=name)
-    for node in fork.graph:
-        name = str(node.outputs[0].name) if node.op_type == "Constant" else ""
-        if name in arrays:
-            node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(np.ascontiguousarray(arrays[name])))
-            node.outputs[0].const_value = None
+    values = {
+        **fork.graph.initializers,
+        **{str(n.outputs[0].name): n.outputs[0] for n in fork.graph if n.op_type == "Constant"},
+    }
+    for name, value in values.items():
+        held = constant(value)
+        if name not in arrays or held is None:
+            continue
+        tensor = ir.Tensor(np.ascontiguousarray(arrays[name].astype(held.dtype)), name=name)
+        if (maker := value.producer()) is not None:
+            maker.attributes["value"] = ir.AttrTensor("value", tensor)
+        value.const_value = None if maker is not None else tensor
     fork.forget_digest()
     return fork
