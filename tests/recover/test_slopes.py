@@ -89,3 +89,11 @@ def test_taylor_sees_what_layers_behind_make_of_a_unit() -> None:
 def test_without_gradients_nothing_is_guessed() -> None:
     with pytest.raises(NoGradients):
         PruneChannels(multiple=1, importance="taylor")(behind(), LocalContext([{"x": normal(4, 6)}]))
+
+
+def test_outputs_that_move_against_each_other_do_not_hide_a_unit() -> None:
+    before = model(HEAD + "g (float[1,1] x) => (float[1,2] y) { h = Mul(x, s) y = MatMul(h, w) }",
+                   s=np.ones((1, 2), np.float32), w=np.array([[1, -1], [0, 0]], np.float32))  # fmt: skip
+    graph, generator = torch_graph(before), np.random.default_rng(0)
+    found = [projected(graph, {"x": np.ones((1, 1), np.float32)}, ["s"], generator)["s"] for _ in range(200)]
+    np.testing.assert_allclose((np.stack(found) ** 2).mean(0), [[1, 0]], atol=0.3)
