@@ -32,6 +32,9 @@ STEP = "distill"
 JOB = "optimizer.recover.training:"
 DEFAULT_STEPS = 600
 RATE = 1e-3
+ROUNDED_RATE = 2e-4
+"""The learning rate where integers are trained: a number that moves too far falls to other codes again and again."""
+
 CHECKS = 8
 """How often the student is judged on the select samples on its way."""
 
@@ -45,16 +48,21 @@ INSIDE = 12
 
 @dataclass(frozen=True)
 class Lesson:
-    """How long to train: ``steps`` (``None``: as many as fit into ``minutes``, else a default), and from which seed."""
+    """How long to train: ``steps`` (``None``: as many as fit into ``minutes``, else a default), from which seed, and
+    how fast (``None``: by what is trained)."""
 
     steps: int | None = None
     minutes: float | None = None
     seed: int = 0
-    rate: float = RATE
+    rate: float | None = None
 
     def planned(self) -> int:
         """Steps that the learning rate is laid out for at the start."""
         return self.steps or DEFAULT_STEPS
+
+    def rate_for(self, student: Model) -> float:
+        """The highest learning rate for ``student``."""
+        return self.rate or (ROUNDED_RATE if rounds(student) else RATE)
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,12 @@ def distill(student: Model, teacher: Model, lesson: Lesson, room: Room) -> Disti
 
 def _begin(worker: Worker, student: Model, teacher: Model, lesson: Lesson, room: Room) -> None:
     paths = [room.store.put_model(m) for m in (student, teacher)]
-    settings = {"rate": lesson.rate, "steps": lesson.planned(), "seed": lesson.seed, "classes": room.classes}
+    settings = {
+        "rate": lesson.rate_for(student),
+        "steps": lesson.planned(),
+        "seed": lesson.seed,
+        "classes": room.classes,
+    }
     inside = common(student, teacher)
     try:
         _ask(worker, "begin", student=str(paths[0]), teacher=str(paths[1]), inside=inside, settings=settings,
