@@ -1,11 +1,14 @@
 """What pruning gives and what refit and distillation win back, beside the source and beside int8.
 
-    python benchmarks/pruning.py [MODEL [DATA_FOLDER]] [--prune TEXT] [--distill STEPS] [--int8] [--seeds N] [--peer]
+    python benchmarks/pruning.py [MODEL [DATA_FOLDER]] [--prune TEXT] [--distill STEPS] [--int8 [TEXT]] [--seeds N]
+                                 [--peer SHARE]
+    python benchmarks/pruning.py sample:transformer --prune 'prune-channels{keep=["*=75%"]}'   # MLP width
 
 MODEL is ``sample:NAME`` or an ``.onnx`` file (default: ``sample:residual-cnn``). DATA_FOLDER holds ``calib.npz`` and
 ``eval_inputs.npz`` (or ``eval.npz``); samples bring their own data. Drops are on the confirm samples, in the metric's
-unit; speeds are of pairs measured in turns, each beside the model named in its column. ``--int8`` puts static int8 on
-top; ``--peer`` prunes the same share of channels with onnxsim's structured pruning.
+unit and as a share of the source's quality; speeds are of pairs measured in turns, each beside the model named in its
+column. ``--int8`` puts static int8 (or another recipe) on top and, with ``--distill``, trains its integers; ``--peer``
+prunes that share of channels with onnxsim's structured pruning.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from passes.catalogue import LOSSLESS
 from passes.kit.model import Model
 from passes.kit.recipe import Recipe
 
-INT8 = Recipe.parse("quantize-static")
+INT8 = "quantize-static"
 SECONDS = 2.0
 
 
@@ -38,8 +41,12 @@ class Row:
 
     name: str
     drop: float
+    share: float
     speed: float
     beside: str
+
+    def text(self) -> str:
+        return f"  {self.name:<28} drop {self.drop:+.4f} ({self.share:+.2%})   {self.speed:.2f}x of {self.beside}"
 
 
 @dataclass
@@ -53,17 +60,19 @@ class Bout:
     def weighed(self, model: Model) -> Weighed:
         return Weighed(self.bench.store.put_model(model), model.digest(), model.file_bytes())
 
-    def drop(self, model: Model) -> float:
+    def drop(self, model: Model) -> tuple[float, float]:
+        """The drop, and as a share of the source's quality."""
         assert self.bench.splits is not None
-        return self.scales.quality(self.weighed(model), self.bench.splits.confirm).drop.value
+        found = self.scales.quality(self.weighed(model), self.bench.splits.confirm)
+        return found.drop.value, found.drop.value / abs(found.baseline.value)
 
     def add(self, name: str, model: Model, other: Model, beside: str) -> float:
         """Weigh ``model`` and time it in turns with ``other``."""
         paths = [self.bench.store.put_model(m) for m in (other, model)]
         base, mine = compare(paths, [self.bench.feed] * 2, self.bench.site, quick(3 * SECONDS))
-        row = Row(name, self.drop(model), speedup(base, mine, 0).value, beside)
+        row = Row(name, *self.drop(model), speedup(base, mine, 0).value, beside)
         self.rows.append(row)
-        print(f"  {row.name:<28} drop {row.drop:+.4f}   {row.speed:.2f}x of {row.beside}", flush=True)
+        print(row.text(), flush=True)
         return row.drop
 
 
@@ -79,7 +88,7 @@ def room(bout: Bout) -> Room:
     return Room(bench.site, bench.store, splits.calibrate, score, lambda *_: None, lambda: False, classes)
 
 
-def fight(bout: Bout, prune: Recipe, steps: int, int8: bool, peer: float) -> None:
+def fight(bout: Bout, prune: Recipe, steps: int, int8: Recipe, peer: float) -> None:
     """Every model of one seed."""
     bench = bout.bench
     source = bench.source.model
@@ -99,17 +108,22 @@ def fight(bout: Bout, prune: Recipe, steps: int, int8: bool, peer: float) -> Non
     after = bout.add("pruned, refit", fitted, plain, "fp32")
     won = {"refit": after}
     best = fitted
+    lesson = Lesson(steps, seed=bench.settings.seed)
     if steps:
-        found = distill(fitted, source, Lesson(steps, seed=bench.settings.seed), room(bout))
+        found = distill(fitted, source, lesson, room(bout))
         print(f"  distilled: {found.note}")
         best = found.model
         won["refit and distillation"] = bout.add("pruned, refit, distilled", best, plain, "fp32")
     for name, drop in won.items():
         print(f"  {name} wins back {1 - drop / lost:.0%} of what was lost" if lost > 0 else "  nothing was lost")
-    if int8:
-        integers = made(LOSSLESS + INT8)
+    if int8.steps:
+        integers, both = made(LOSSLESS + int8), made(int8, best)
         bout.add("int8", integers, plain, "fp32")
-        bout.add("pruned, refit, int8", made(INT8, best), integers, "int8")
+        bout.add("pruned, refit, int8", both, integers, "int8")
+        for name, model in (("int8", integers), ("pruned, refit, int8", both)) if steps else ():
+            found = distill(model, source, lesson, room(bout))
+            print(f"  trained as integers: {found.note}")
+            bout.add(f"{name}, trained", found.model, integers, "int8")
     if peer:
         bout.add("onnxsim structured", by_onnxsim(plain, peer), plain, "fp32")
 
@@ -136,7 +150,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?")
     parser.add_argument("--prune", default="prune-channels{ratio=0.5}")
     parser.add_argument("--distill", type=int, default=0, metavar="STEPS")
-    parser.add_argument("--int8", action="store_true")
+    parser.add_argument("--int8", nargs="?", const=INT8, default="", metavar="TEXT", help=f"default: {INT8}")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--peer", type=float, default=0.0, metavar="SHARE", help="share of channels for onnxsim")
     asked = parser.parse_args()
@@ -148,13 +162,13 @@ def main() -> None:
             open_bench(settings(asked.model, asked.folder, Path(cache), seed), Silent()) as bench,
         ):
             bout = Bout(bench, bench.scales(), [])
-            fight(bout, Recipe.parse(asked.prune), asked.distill, asked.int8, asked.peer)
+            fight(bout, Recipe.parse(asked.prune), asked.distill, Recipe.parse(asked.int8), asked.peer)
             rows += bout.rows
     print(f"mean of {asked.seeds} seeds")
     for name in dict.fromkeys(r.name for r in rows):
         found = [r for r in rows if r.name == name]
-        drop, speed = np.mean([r.drop for r in found]), np.mean([r.speed for r in found])
-        print(f"  {name:<28} drop {drop:+.4f}   {speed:.2f}x of {found[0].beside}")
+        drop, share, speed = (float(np.mean([getattr(r, k) for r in found])) for k in ("drop", "share", "speed"))
+        print(Row(name, drop, share, speed, found[0].beside).text())
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ from typing import Any
 from optimizer.climb import Climb, Tried, climb_all
 from optimizer.decide.judge import PAYS_POINT
 from optimizer.decide.ladder import Rung, Start
-from optimizer.faults import usage
+from optimizer.faults import Fault, usage
 from optimizer.records import Judgement
-from optimizer.recover.distill import Distilled, Lesson, Room, distill
+from optimizer.recover.distill import NOT_TRAINABLE, STEP, Distilled, Lesson, Room, distill
 from optimizer.workshop import Bench, open_student
 from passes.catalogue import LOSSLESS
 from passes.kit.context import NoData
@@ -43,12 +43,13 @@ def recover(climb: Climb) -> None:
         student = open_student(bench)
         _require_ports(bench, student)
         _teach(climb, student, Recipe(), "the student", [Recipe(), LOSSLESS, LOSSLESS + Recipe((INTEGERS,))])
+        _teach_integers(climb)
         return
     if bench.recipe is None and not any(prunes(t.rung.recipe) for t in climb.tried) and not climb.over():
         climb_all(climb, [PLAIN])
     chosen = worth_training(climb)
-    if not chosen:
-        climb.warn("nothing is distilled: no recipe that prunes made the model faster or smaller")
+    if not chosen and rounded(climb) is None:
+        climb.warn("nothing is distilled: no recipe that prunes or quantizes made the model faster or smaller")
     for tried in chosen:
         stem, tail = parted(tried.rung.recipe)
         try:
@@ -58,6 +59,21 @@ def recover(climb: Climb) -> None:
             return
         label = tried.rung.label
         _teach(climb, student, stem, label, list(dict.fromkeys([tail, Recipe((INTEGERS,))])))
+    _teach_integers(climb)
+
+
+def _teach_integers(climb: Climb) -> None:
+    """Train the best of the quantized models, trained before or not, with its quantizers in the loop."""
+    tried = rounded(climb)
+    if tried is None or tried.candidate is None or climb.over():
+        return
+    label, candidate = tried.rung.label, tried.candidate
+    try:
+        _teach(climb, candidate.model, candidate.recipe, label, [Recipe()])
+    except Fault as fault:
+        if fault.code != NOT_TRAINABLE:
+            raise
+        climb.warn(f"'{label}' is not trained with its integers: {fault.message}")
 
 
 def worth_training(climb: Climb) -> list[Tried]:
@@ -69,6 +85,24 @@ def worth_training(climb: Climb) -> list[Tried]:
     found = sorted(lost, key=lambda t: t.step.drop.value if t.step.drop else 0.0)[:1]
     found += sorted(held, key=lambda t: -(t.step.speedup.value if t.step.speedup else 0.0))[:1]
     return found[:MOST]
+
+
+def rounded(climb: Climb) -> Tried | None:
+    """The fastest quantized model that loses too much, or else the fastest of those that lose anything.
+
+    Where the user wrote the recipe it need not be faster.
+    """
+    found = [t for t in climb.tried if t.candidate is not None and quantizes(t.candidate.recipe)]
+    own = climb.bench.recipe is not None
+    may = [t for t in found if own or t.step.speedup is None or t.step.speedup.value >= PAYS_POINT]
+    losing = [t for t in may if t.step.drop is not None and t.step.drop.value > 0]
+    lost = [t for t in losing if t.step.verdict.judgement is Judgement.REJECTED]
+    return max(lost or losing, key=lambda t: t.step.speedup.value if t.step.speedup else 0.0, default=None)
+
+
+def quantizes(recipe: Recipe) -> bool:
+    """Whether a recipe makes integers of numbers."""
+    return any(step.name.startswith("quantize-") for step in recipe.steps)
 
 
 def prunes(recipe: Recipe) -> bool:
@@ -99,7 +133,7 @@ def _part(found: Distilled, bench: Bench) -> Part:
     options: dict[str, Any] = {"steps": found.steps, "seed": bench.settings.seed}
     if bench.settings.student is not None:
         options["student"] = bench.settings.student
-    return Part("distill", tuple(options.items()))
+    return Part(STEP, tuple(options.items()))
 
 
 def _named(label: str, tail: Recipe) -> str:

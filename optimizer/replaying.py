@@ -18,6 +18,7 @@ from optimizer.package.formats.base import open_artifact
 from optimizer.package.receiver.words import EVIDENCE, MANIFEST
 from optimizer.plan import Settings
 from optimizer.progress import Watcher
+from optimizer.recover.distill import STEP
 from optimizer.report.nouns import Differing, Replayed
 from optimizer.report.pages import spell_toml
 from optimizer.store.store import Store
@@ -88,10 +89,14 @@ def as_asked(before: Mapping[str, Any], settings: Settings, scratch: Path) -> Se
 
 def _require_passes(before: Mapping[str, Any], settings: Settings) -> None:
     """Raises a Fault for a step that no pass makes: what was trained, or a pass of the user's that was not named."""
+    if any(step["name"] == STEP for step in before["recipe"]["steps"]):
+        message = "replay cannot make this artifact again, because its weights were trained"
+        hint = "They hang on how many steps were planned and on PyTorch's rounding, which the recipe does not tell."
+        raise cannot(message, hint=f"{hint} `lathe verify` holds it to its golden pairs.", code="trained")
     known = {*catalogue.names(), *plugins(settings)}
     strange = [step["name"] for step in before["recipe"]["steps"] if step["name"] not in known]
     if strange:
-        hint = "If it is a pass of yours, name it with --pass; what training gave is not in the manifest."
+        hint = "If it is a pass of yours, name it with --pass."
         raise cannot(f"replay cannot make '{strange[0]}' again: it is no pass that is here", hint=hint, code="no-pass")
 
 

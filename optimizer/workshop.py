@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,11 @@ from optimizer.faults import Fault, bad_input, cannot, usage
 from optimizer.measure.scales import EVALUATOR, Evaluator, Scales, Weighed
 from optimizer.plan import GOALS, GOLDEN, LEVELS, RECOVERIES, DataRequest, Settings
 from optimizer.progress import Watcher
+from optimizer.recover.slopes import gradients
 from optimizer.runtime import hardware, providers, sessions
 from optimizer.runtime.answers import World
 from optimizer.runtime.sessions import Site
-from optimizer.source.open import Source, open_source
+from optimizer.source.open import Source, open_source, unused
 from optimizer.source.user_code import UserFunction
 from optimizer.store.store import Store, key_of
 from optimizer.verify.adversaries import adversaries
@@ -132,7 +134,8 @@ def open_bench(settings: Settings, watch: Watcher) -> Iterator[Bench]:
         judging = splits.select if splits else None
         metric = None if settings.evaluator else choose_metric(settings, source.model, judging, stack)
         samples = splits.calibrate if splits is not None and len(splits.calibrate) else None
-        world = World(target, settings.seed, site, store, key_of, samples)
+        slopes = partial(gradients, site=site, store=store)
+        world = World(target, settings.seed, site, store, key_of, samples, slopes=slopes)
         verifier = Verifier(site, store, probes(source, judging, bare, store, site))
         stack.callback(verifier.close)
         add_adversaries(verifier, source.model, settings.seed)
@@ -229,7 +232,12 @@ def open_model(settings: Settings, target: Target, store: Store, site: Site, scr
             return sessions.run(worker, store.put_model(model), [dict(f) for f in feeds], site)
 
     example = example_rows(settings.data, store)
-    return open_source(settings.source, target=target, scratch=scratch, run=run, example=example)
+    source = open_source(settings.source, target=target, scratch=scratch, run=run, example=example)
+    idle = unused(settings.source)
+    if settings.student is None or not set(idle) <= set(source.warnings):
+        return source
+    alone = dataclasses.replace(settings.source, example=None, dynamic=(), shapes=(), opset=None)  # the student's
+    return dataclasses.replace(source, warnings=(*(w for w in source.warnings if w not in idle), *unused(alone)))
 
 
 def open_student(bench: Bench) -> Model:

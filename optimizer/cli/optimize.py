@@ -119,7 +119,7 @@ POSITIVE = click.IntRange(min=1)
     type=Word("recovery", RECOVERIES),
     default="none",
     show_default=True,
-    help="distill: train what was pruned to do what MODEL does, on the calibration samples without their labels.",
+    help="distill: train what was pruned or quantized to do what MODEL does, on unlabelled samples.",
 )
 @option("--steps", section=SEARCH, type=POSITIVE, metavar="N", help="Steps of training; default: 600.")
 @option(

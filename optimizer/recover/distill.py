@@ -9,10 +9,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from optimizer.data.samples import Samples
 from optimizer.faults import cannot
+from optimizer.recover.codes import rounds
 from optimizer.recover.graph import with_weights
+from optimizer.recover.parity import PARITY, ROUNDED_PARITY, disagreement
 from optimizer.runtime import sessions
 from optimizer.runtime.sessions import Site
 from optimizer.store.store import Store, key_of
@@ -22,9 +25,16 @@ from passes.prune.cut import kept_of
 
 Array = np.ndarray[Any, Any]
 
+NOT_TRAINABLE = "not-trainable"
+STEP = "distill"
+"""What a recipe calls training."""
+
 JOB = "optimizer.recover.training:"
 DEFAULT_STEPS = 600
 RATE = 1e-3
+ROUNDED_RATE = 2e-4
+"""The learning rate where integers are trained: a number that moves too far falls to other codes again and again."""
+
 CHECKS = 8
 """How often the student is judged on the select samples on its way."""
 
@@ -32,25 +42,27 @@ PARCEL = 64
 """Samples that go to the worker in one message."""
 
 CALL_SECONDS = 1800.0
-PARITY = 1e-3
-"""How far torch and the runtime may differ on the first sample, as a share of the largest output."""
-
 INSIDE = 12
 """Values inside that are matched at most, evenly spaced: the sums that blocks end with."""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """How long to train: ``steps`` (``None``: as many as fit into ``minutes``, else a default), and from which seed."""
+    """How long to train: ``steps`` (``None``: as many as fit into ``minutes``, else a default), from which seed, and
+    how fast (``None``: by what is trained)."""
 
     steps: int | None = None
     minutes: float | None = None
     seed: int = 0
-    rate: float = RATE
+    rate: float | None = None
 
     def planned(self) -> int:
         """Steps that the learning rate is laid out for at the start."""
         return self.steps or DEFAULT_STEPS
+
+    def rate_for(self, student: Model) -> float:
+        """The highest learning rate for ``student``."""
+        return self.rate or (ROUNDED_RATE if rounds(student) else RATE)
 
 
 @dataclass(frozen=True)
@@ -111,11 +123,16 @@ def distill(student: Model, teacher: Model, lesson: Lesson, room: Room) -> Disti
 
 
 def _begin(worker: Worker, student: Model, teacher: Model, lesson: Lesson, room: Room) -> None:
-    paths = [str(room.store.put_model(m)) for m in (student, teacher)]
-    settings = {"rate": lesson.rate, "steps": lesson.planned(), "seed": lesson.seed, "classes": room.classes}
+    paths = [room.store.put_model(m) for m in (student, teacher)]
+    settings = {
+        "rate": lesson.rate_for(student),
+        "steps": lesson.planned(),
+        "seed": lesson.seed,
+        "classes": room.classes,
+    }
     inside = common(student, teacher)
     try:
-        _ask(worker, "begin", student=paths[0], teacher=paths[1], inside=inside, settings=settings,
+        _ask(worker, "begin", student=str(paths[0]), teacher=str(paths[1]), inside=inside, settings=settings,
              threads=room.site.threads)  # fmt: skip
         feeds = [feed for feed, _ in room.samples.feeds(1)]
         for start in range(0, len(feeds), PARCEL):
@@ -123,25 +140,15 @@ def _begin(worker: Worker, student: Model, teacher: Model, lesson: Lesson, room:
         told = _ask(worker, "settle")["outputs"]
     except CallFailed as failure:
         hint = "Leave --recover out, or prune with `refit` alone, which needs no gradients"
-        raise cannot(f"this model cannot be distilled: {failure}", hint=hint, code="not-trainable") from failure
-    for path, outputs in zip(paths, told, strict=True):
-        _require_parity(path, feeds[0], outputs, room.site)
+        raise cannot(f"this model cannot be distilled: {failure}", hint=hint, code=NOT_TRAINABLE) from failure
+    for model, path, outputs in zip((student, teacher), paths, told, strict=True):
+        tolerance = ROUNDED_PARITY if rounds(model) else PARITY
+        if message := disagreement(path, feeds[0], outputs, room.site, tolerance):
+            raise cannot(f"this model cannot be distilled: {message}", code=NOT_TRAINABLE)
 
 
 def _ask(worker: Worker, job: str, **args: Any) -> Any:
     return worker.call(JOB + job, timeout=CALL_SECONDS, **args)
-
-
-def _require_parity(path: str, feed: dict[str, Array], outputs: Mapping[str, Array], site: Site) -> None:
-    """torch must compute what the runtime does: else gradients would be those of another model."""
-    with sessions.worker() as worker:
-        (wanted,) = sessions.run(worker, path, [feed], site, optimize=False)  # type: ignore[arg-type]
-    for name, value in wanted.items():
-        if value.dtype.kind == "f":
-            error = float(np.abs(value - outputs[name]).max(initial=0))
-            if not error <= PARITY * max(1.0, float(np.abs(value).max(initial=0))):
-                message = f"torch and the runtime differ by {error:.3g} on '{name}'"
-                raise cannot(f"this model cannot be distilled: {message}", code="not-trainable")
 
 
 def common(student: Model, teacher: Model) -> dict[str, Array | None]:
@@ -152,7 +159,7 @@ def common(student: Model, teacher: Model) -> dict[str, Array | None]:
     for node in sums:
         if any(v is not None and v.producer() is None and v.is_initializer() for v in node.inputs):
             continue  # a bias
-        makers = [v.producer() for v in node.inputs if v is not None]
+        makers = [_maker(v) for v in node.inputs if v is not None]
         names = [str(m.outputs[0].name) for m in makers if m is not None]
         kept = [kept_of(student, n, axis) for n in names for axis in (1, 2)]
         known = next((k for k in kept if k is not None), None)
@@ -160,6 +167,14 @@ def common(student: Model, teacher: Model) -> dict[str, Array | None]:
     picked = sorted({int(i) for i in np.linspace(0, len(found) - 1, min(INSIDE, len(found)))}) if found else []
     names = list(found)
     return {names[i]: found[names[i]] for i in picked}
+
+
+def _maker(value: ir.Value) -> ir.Node | None:
+    """The node that makes a value, behind the quantizers that it goes through."""
+    node = value.producer()
+    while node is not None and node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node
 
 
 def _resume(worker: Worker, run: _Run, student: Model, room: Room, key: str) -> None:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from optimizer.recover.codes import straight
+
 Attrs = Mapping[str, Any]
 Inputs = Sequence[Any]
 Op = Callable[[Attrs, Inputs], Any]
@@ -14,7 +16,8 @@ Op = Callable[[Attrs, Inputs], Any]
 
 def operators(opset: int) -> dict[str, Op]:
     """Every operator that can be followed, by type."""
-    return {**_pointwise(), **_products(), **_normalizers(opset), **_poolers(), **_movers(opset), **_cutters(opset)}
+    arithmetic = {**_pointwise(), **_products(), **_normalizers(opset), **_poolers()}
+    return {**arithmetic, **_movers(opset), **_cutters(opset), **_rounders()}
 
 
 def _pointwise() -> dict[str, Op]:
@@ -267,6 +270,40 @@ def _cutters(opset: int) -> dict[str, Op]:
             x[0], int(x[1]) if len(x) > 1 and x[1] is not None else 0),
         "ConstantOfShape": lambda a, x: torch.full([int(s) for s in x[0].tolist()], _first(a.get("value"))),
     }  # fmt: skip
+
+
+def _rounders() -> dict[str, Op]:
+    """Quantizers. Codes are floats here, so that gradients pass; what carries them does not mind."""
+    import torch
+
+    def along(part: Any, a: Attrs, x: Inputs) -> Any:
+        if part.numel() == 1:
+            return part.reshape(())
+        if a.get("block_size", 0):
+            raise NotImplementedError("blocks of a computed value with a scale each")
+        sizes = [1] * x[0].dim()
+        sizes[a.get("axis", 1)] = -1
+        return part.reshape(sizes)
+
+    def grid(a: Attrs, x: Inputs) -> tuple[Any, Any, Any]:
+        zero = x[2] if len(x) > 2 and x[2] is not None else torch.zeros((), dtype=torch.uint8)
+        return along(x[1], a, x), along(zero, a, x).to(x[1].dtype), torch.iinfo(zero.dtype)
+
+    def quantize(a: Attrs, x: Inputs) -> Any:
+        scale, zero, limits = grid(a, x)
+        return straight(x[0] / scale + zero, limits.min, limits.max)
+
+    def dequantize(a: Attrs, x: Inputs) -> Any:
+        scale, zero, _ = grid(a, x)
+        return scale * (x[0].to(x[1].dtype) - zero)
+
+    def by_blocks(a: Attrs, x: Inputs) -> Any:
+        if not x[1].is_floating_point() or (len(x) > 4 and x[4] is not None):
+            raise NotImplementedError("packed weights in another order, or with zero points of floats")
+        result = x[0] @ x[1].T
+        return result if len(x) < 6 or x[5] is None else result + x[5]
+
+    return {"QuantizeLinear": quantize, "DequantizeLinear": dequantize, "MatMulNBits": by_blocks}
 
 
 def _first(value: Any) -> Any:

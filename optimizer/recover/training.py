@@ -13,13 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from optimizer.recover.graph import TorchGraph, torch_graph
-from passes.kit.model import Model
+from optimizer.recover.graph import TorchGraph, read, torch_graph
 
 Array = np.ndarray[Any, Any]
 
@@ -65,7 +63,7 @@ def begin(
 
     torch.set_num_threads(threads)
     torch.manual_seed(settings["seed"])
-    graphs = [torch_graph(_read(path)) for path in (student, teacher)]
+    graphs = [torch_graph(read(path)) for path in (student, teacher)]
     kept = tuple((n, None if k is None else torch.tensor(np.asarray(k))) for n, k in inside.items())
     _AT_HAND[:] = [Lesson(graphs[0], graphs[1], kept, settings["rate"], settings["steps"], settings["seed"],
                           settings["classes"])]  # fmt: skip
@@ -74,12 +72,6 @@ def begin(
         weight.requires_grad_(True)
     lesson.optimizer = torch.optim.AdamW(lesson.student.weights.values(), lr=lesson.rate, weight_decay=0.0)
     return {"parameters": sum(w.numel() for w in lesson.student.weights.values())}
-
-
-def _read(path: str) -> Model:
-    import onnx
-
-    return Model.from_proto(onnx.load(path, load_external_data=False), str(Path(path).parent))
 
 
 def take(feeds: Sequence[Mapping[str, Array]]) -> None:
@@ -99,7 +91,11 @@ def settle() -> dict[str, Any]:
 
     lesson = _AT_HAND[0]
     with torch.no_grad():
-        alone = [{k: v.numpy() for k, v in g(lesson.feeds[0]).items()} for g in (lesson.student, lesson.teacher)]
+        names = [n for n, _ in lesson.inside]
+        both = [g(lesson.feeds[0], names) for g in (lesson.student, lesson.teacher)]
+        alone = [{k: v.numpy() for k, v in found.items()} for found in both]
+        alike = (n for n, kept in lesson.inside if both[0][n].shape == _kept(both[1][n], kept).shape)
+        lesson.inside = tuple((n, dict(lesson.inside)[n]) for n in alike)
         lesson.rows = _rows_go_together(lesson)
         _reestimate(lesson)
     return {"outputs": alone}
@@ -204,11 +200,17 @@ def _loss(lesson: Lesson, batch: Mapping[str, Any]) -> Any:
             hard = f.softmax(wanted[name] / TEMPERATURE, dim=-1)
             loss = loss + TEMPERATURE**2 * f.kl_div(soft, hard, reduction="none").sum(-1).mean()
     for name, kept in lesson.inside:
-        value = wanted[name]
-        if kept is not None:
-            value = torch.index_select(value, 1 if value.dim() == 4 else value.dim() - 1, kept)
-        loss = loss + _relative(got[name], value) / len(names)
+        loss = loss + _relative(got[name], _kept(wanted[name], kept)) / len(names)
     return loss
+
+
+def _kept(value: Any, kept: Any) -> Any:
+    """The teacher's channels that the student has too."""
+    import torch
+
+    if kept is None:
+        return value
+    return torch.index_select(value, 1 if value.dim() == 4 else value.dim() - 1, kept)
 
 
 def _relative(got: Any, wanted: Any) -> Any:
@@ -222,8 +224,7 @@ def weights() -> dict[str, Array]:
     lesson = _AT_HAND[0]
     with torch.no_grad():
         _reestimate(lesson)
-    held = {**lesson.student.weights, **{n: lesson.student.fixed[n] for n in lesson.student.means}}
-    return {name: value.detach().numpy().copy() for name, value in held.items()}
+    return lesson.student.arrays()
 
 
 def state() -> dict[str, Any]:

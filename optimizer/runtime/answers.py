@@ -14,7 +14,7 @@ import onnx_ir as ir
 from optimizer.runtime import sessions
 from optimizer.runtime.sessions import JOBS, Site
 from passes.kit import reducers as kit
-from passes.kit.context import Feeds, NoData
+from passes.kit.context import Feeds, NoData, NoGradients
 from passes.kit.model import Model
 from passes.kit.reducers import Reducer
 from passes.kit.target import Target
@@ -50,9 +50,20 @@ class Calibration(Protocol):
     def digest(self) -> str: ...
 
 
+class Slopes(Protocol):
+    """Where gradients come from: see :meth:`passes.kit.context.Context.gradients`."""
+
+    def __call__(
+        self, model: Model, feeds: Sequence[Feeds], of: Sequence[str], seed: int
+    ) -> list[dict[str, Array]]: ...
+
+
 @dataclass
 class World:
-    """A :class:`passes.kit.context.Context` backed by the runtime, the calibration data and a memory."""
+    """A :class:`passes.kit.context.Context` backed by the runtime, the calibration data and a memory.
+
+    The runtime has no gradients: ``slopes`` is what does.
+    """
 
     target: Target
     seed: int
@@ -62,6 +73,7 @@ class World:
     samples: Calibration | None = None
     answered: list[str] = field(default_factory=list)
     original: Model | None = None
+    slopes: Slopes | None = None
 
     def sampled(self, count: int) -> list[Feeds]:
         """The first ``count`` calibration samples, a feed each. Raises :class:`NoData` without any."""
@@ -122,6 +134,12 @@ class World:
         with sessions.worker() as worker:
             outputs = sessions.run(worker, path, [dict(f) for f in feeds], self.site, optimize=False)
         return [{name: out[named[name]] for name in fetch} for out in outputs]
+
+    def gradients(self, model: Model, feeds: Sequence[Feeds], of: Sequence[str]) -> list[dict[str, Array]]:
+        """How random projections of the outputs change with the named constants. Raises :class:`NoGradients`."""
+        if self.slopes is None:
+            raise NoGradients("gradients cannot be had here")
+        return self.slopes(model, feeds, of, self.seed)
 
     def cost(self, model: Model) -> float:
         """Milliseconds of one run of ``model``: the least median of a few blocks. Needs calibration samples.

@@ -271,6 +271,9 @@ class _Isolated:
     def run(self, model: Any, feeds: Any, fetch: Any) -> Any:
         raise AsksTheWorld("a native pass cannot run models")
 
+    def gradients(self, model: Any, feeds: Any, of: Any) -> Any:
+        raise AsksTheWorld("a native pass cannot ask for gradients")
+
     def cost(self, model: Any) -> float:
         raise AsksTheWorld("a native pass cannot time models")
 

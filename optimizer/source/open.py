@@ -99,12 +99,12 @@ def _open_file(request: SourceRequest, path: Path, name: str, target: Target) ->
         model=loaded.model,
         size_bytes=loaded.size_bytes,
         digest=loaded.model.digest(),
-        warnings=(*loaded.warnings, *_without_effect(request)),
+        warnings=(*loaded.warnings, *unused(request)),
         beyond=loaded.beyond,
     )
 
 
-def _without_effect(request: SourceRequest) -> tuple[str, ...]:
+def unused(request: SourceRequest) -> tuple[str, ...]:
     """A warning for options that only an export from PyTorch takes."""
     given = {
         "--example": request.example,

@@ -23,6 +23,10 @@ class NoData(RuntimeError):
     """A pass asked for activations, but the compile has no calibration data."""
 
 
+class NoGradients(NoData):
+    """A pass asked for gradients, and there is no way to them; the text says what is missing."""
+
+
 class Context(Protocol):
     """What a pass may ask for while it works. Every answer is deterministic for the same model, data and seed."""
 
@@ -54,6 +58,17 @@ class Context(Protocol):
 
     def run(self, model: Model, feeds: Sequence[Feeds], fetch: Sequence[str]) -> list[dict[str, np.ndarray[Any, Any]]]:
         """The named values of ``model`` for each of ``feeds``, with the runtime's own optimizer off."""
+        ...
+
+    def gradients(
+        self, model: Model, feeds: Sequence[Feeds], of: Sequence[str]
+    ) -> list[dict[str, np.ndarray[Any, Any]]]:
+        """For each of ``feeds``, how a random projection of the outputs changes with the named constants of floats.
+
+        The projection gives every element of an output of floats a drawn sign and divides by the output's norm. The
+        squares of these gradients are therefore, in the mean, the squared relative changes of the outputs, to first
+        order. Raises :class:`NoGradients` where gradients cannot be had.
+        """
         ...
 
     def cost(self, model: Model) -> float:
@@ -91,6 +106,11 @@ class Without:
 
     def run(self, model: Model, feeds: Sequence[Feeds], fetch: Sequence[str]) -> list[dict[str, np.ndarray[Any, Any]]]:
         return self.inner.run(model, feeds, fetch)
+
+    def gradients(
+        self, model: Model, feeds: Sequence[Feeds], of: Sequence[str]
+    ) -> list[dict[str, np.ndarray[Any, Any]]]:
+        return self.inner.gradients(model, feeds, of)
 
     def cost(self, model: Model) -> float:
         return self.inner.cost(model)

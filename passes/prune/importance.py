@@ -11,6 +11,10 @@
   anew, with the Gram matrix of their inputs as Hessian: Optimal Brain Surgeon (Hassibi & Stork 1992; LeCun et al. 1989,
   "Optimal Brain Damage", is its diagonal form) for blocks of rows, as in Kurtic et al. 2023, "ZipLM"
   (arXiv 2302.04089). Units are taken out one after the other, the cheapest first.
+- ``taylor``: how far the outputs move, to first order, when the unit is scaled: the squared gradient of a gate on it
+  (Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", arXiv 1906.10771). Their loss needs
+  labels; random projections of the outputs take its place, so the mean square is that of the outputs' own change. It
+  sees what the layers behind the readers make of a unit, where the other kinds end at the readers.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
 from passes.kit.context import Context
 from passes.kit.contract import Edit
@@ -30,13 +35,16 @@ from passes.prune.groups import Group, Structure, makers, readers, study
 from passes.prune.labels import Array
 from passes.prune.rows import fan_in, input_rows, matrix, rows_of_channels, trim, why_not
 
-KINDS = ("obs", "activation", "l1", "l2", "bn")
+KINDS = ("obs", "activation", "l1", "l2", "bn", "taylor")
 
 DAMP = 1e-3
 """Share of the mean diagonal that is added to a Gram matrix before it is inverted."""
 
 STEPS = 256
 """In at most so many steps all units are taken out; wide layers lose several at a time."""
+
+PROJECTIONS = 256
+"""Calibration samples whose gradients are taken, one projection of the outputs each."""
 
 ROWS = 64
 """Positions that are taken from each calibration sample."""
@@ -59,12 +67,14 @@ def rank(
 ) -> dict[str, Ranking]:
     """The ranking of each group by name; groups for which ``kind`` says nothing are skipped with the reason.
 
-    Raises :class:`passes.kit.context.NoData` when ``kind`` needs calibration data and there is none.
+    Raises :class:`passes.kit.context.NoData` when ``kind`` needs calibration data, or gradients, and there are none.
     """
     if kind == "obs":
         return _by_surgery(structure, groups, model, context, edit)
     if kind == "activation":
         return _by_energy(structure, groups, model, context, edit)
+    if kind == "taylor":
+        return _by_gates(structure, groups, model, context, edit)
     found = {}
     for group in groups:
         score = _from_scales(structure, group) if kind == "bn" else _from_weights(structure, group, 1 + (kind == "l2"))
@@ -109,14 +119,11 @@ def _from_scales(structure: Structure, group: Group) -> Array | None:
 def _by_energy(
     structure: Structure, groups: Sequence[Group], model: Model, context: Context, edit: Edit
 ) -> dict[str, Ranking]:
-    reading = {g.name: readers(structure, g) for g in groups}
+    reading = _read(structure, groups, edit)
     axes = {str(p.data.name): 1 if "Conv" in p.node.op_type else -1 for ps in reading.values() for p in ps}
     seen = context.stats(model, {name: ChannelMoments(axis) for name, axis in axes.items()}) if axes else {}
     found = {}
-    for group in groups:
-        if not reading[group.name]:
-            edit.skip("importance", group.name, "no layer with constant weights reads these channels")
-            continue
+    for group in (g for g in groups if reading[g.name]):
         total = np.zeros(group.size)
         for product in reading[group.name]:
             moments = seen[str(product.data.name)]
@@ -127,6 +134,51 @@ def _by_energy(
             total += np.array([each[p].sum() for p in places]) / max(float(np.nansum(each)), 1e-300)
         found[group.name] = ranking(group, total)
     return found
+
+
+def _read(structure: Structure, groups: Sequence[Group], edit: Edit) -> dict[str, list[Product]]:
+    """The layers that read each group; a group that none reads is skipped with the reason."""
+    found = {g.name: readers(structure, g) for g in groups}
+    for name in (n for n, reading in found.items() if not reading):
+        edit.skip("importance", name, "no layer with constant weights reads these channels")
+    return found
+
+
+# -- first order -------------------------------------------------------------------------------------------------------
+def _by_gates(
+    structure: Structure, groups: Sequence[Group], model: Model, context: Context, edit: Edit
+) -> dict[str, Ranking]:
+    reading = _read(structure, groups, edit)
+    fork = model.fork()
+    helper = Edit(fork)
+    again = {p.node.outputs[0].name: p for p in study(fork).trail.products}
+    wanted = dict.fromkeys(str(p.node.outputs[0].name) for products in reading.values() for p in products)
+    gates = {name: _gate(again[name], fork.graph, helper) for name in wanted}
+    fork.forget_digest()
+    seen = context.gradients(fork, context.sampled(PROJECTIONS), list(gates.values())) if gates else []
+    found = {}
+    for group in (g for g in groups if reading[g.name]):
+        moved = np.zeros((len(seen), group.size))
+        for product in reading[group.name]:
+            gate = gates[str(product.node.outputs[0].name)]
+            each = np.stack([np.asarray(s[gate], np.float64).reshape(-1) for s in seen])
+            places = group.slots[(str(product.weight.name), product.inputs or 0)]
+            moved += np.stack([each[:, p].sum(axis=1) for p in places], axis=1)
+        found[group.name] = ranking(group, (moved**2).mean(axis=0))
+    return found
+
+
+def _gate(product: Product, graph: ir.Graph, edit: Edit) -> str:
+    """Multiply what a layer's weights read of each input channel by a constant of ones; its name."""
+    weight = constant(product.weight)
+    assert weight is not None and product.inputs is not None
+    shape = [n if axis == product.inputs else 1 for axis, n in enumerate(weight.shape)]
+    gate = edit.initializer(graph, f"{product.weight.name}_gate", np.ones(shape, weight.dtype))
+    node = ir.node("Mul", [product.weight, gate], name=edit.fresh(f"{product.weight.name}_gated"))
+    node.outputs[0].name = edit.fresh(f"{product.weight.name}_gated")
+    graph.insert_before(product.node, node)
+    product.node.replace_input_with(1, node.outputs[0])
+    return str(gate.name)
 
 
 # -- second order ------------------------------------------------------------------------------------------------------

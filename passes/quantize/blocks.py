@@ -178,3 +178,10 @@ def _representable(scale: Array) -> Array:
     """Scales as float32 holds them; a block of zeros gets scale 1."""
     tiny = np.abs(scale) < SMALLEST_SCALE
     return np.where(tiny, 1.0, scale).astype(np.float32).astype(np.float64)
+
+
+def unpack(packed: Array, bits: int) -> Array:
+    """uint8 codes of uint8 [..., bytes], as :func:`pack` makes them: as many as the bytes hold, padding among them."""
+    each = 8 // bits
+    codes = [(packed >> np.uint8(i * bits)) & np.uint8(2**bits - 1) for i in range(each)]
+    return np.stack(codes, axis=-1).reshape(*packed.shape[:-1], -1)

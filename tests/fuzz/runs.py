@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from passes.kit.context import Feeds
+from passes.kit.context import Feeds, NoGradients
 from passes.kit.model import Model
 from passes.kit.reducers import Reducer
 from passes.kit.target import Target
@@ -78,6 +78,9 @@ class Runs:
         session = _open(proto.SerializeToString(), False)
         names = list(fetch) or [o.name for o in session.get_outputs()]
         return [dict(zip(names, session.run(names, dict(feed)), strict=True)) for feed in feeds]
+
+    def gradients(self, model: Model, feeds: Sequence[Feeds], of: Sequence[str]) -> Outputs:
+        raise NoGradients("no gradients here")
 
     def cost(self, model: Model) -> float:
         return 0.0

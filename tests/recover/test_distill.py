@@ -15,8 +15,11 @@ from optimizer.recover.distill import Distilled, Lesson, Room, common, distill
 from optimizer.recover.graph import torch_graph, with_weights
 from optimizer.runtime.sessions import Site
 from optimizer.store.store import Store
-from passes.kit.model import Model
+from passes import catalogue
+from passes.kit.model import Model, constant
+from passes.kit.recipe import Recipe
 from passes.prune.prune_channels import PruneChannels
+from passes.quantize.quantize_weights import QuantizeWeights
 from tests.prune.nets import make
 from tests.support.runtime import Array, LocalContext, model, run
 
@@ -152,3 +155,45 @@ def test_operators_that_cannot_be_trained_are_named(store: Store) -> None:
     whole = model(HEAD + text, w=normal(6, 6), one=np.array(1))
     with pytest.raises(Fault, match="CumSum cannot be trained"):
         distill(whole, whole, Lesson(steps=2), room(store, whole, samples(teacher())))
+
+
+# -- with quantizers in the loop ---------------------------------------------------------------------------------------
+FORMS = ("quantize-static{weight_range=7}", "quantize-weights{method=rtn, bits=2, block=16, accuracy_level=0}")
+
+
+def codes_of(subject: Model) -> dict[str, Array]:
+    held = {n: constant(v) for n, v in subject.graph.initializers.items()}
+    return {n: a for n, a in held.items() if a is not None and a.dtype in (np.int8, np.uint8) and a.size > 4}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_integers_are_trained_as_they_are_stored(form: str, store: Store) -> None:
+    whole = teacher()
+    held = samples(whole)
+    feeds = [f for f, _ in held.feeds(1)]
+    (subject,) = catalogue.build(Recipe.parse(form))
+    student = subject(whole, LocalContext(feeds)).model
+    place = room(store, whole, held)
+    found = distill(student, whole, Lesson(steps=120, rate=3e-3), place)
+    assert place.score(found.model) > 0.75 * place.score(student), found.note
+    before, after = codes_of(student), codes_of(found.model)
+    assert before.keys() == after.keys() and any(not np.array_equal(before[n], after[n]) for n in before)
+    for name, array in after.items():
+        assert array.dtype == before[name].dtype and array.shape == before[name].shape
+        assert "weight_range" not in form or np.abs(array).max() <= 7
+    assert [n.op_type for n in found.model.graph] == [n.op_type for n in student.graph]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_codes_stay_what_they_are_until_they_are_trained(bits: int) -> None:
+    whole = model(HEAD + "g (float[n,40] x) => (float[n,24] y) { y = MatMul(x, w) }", w=normal(40, 24))
+    for symmetric in (False, True):
+        subject = QuantizeWeights(method="rtn", bits=bits, block=16, symmetric=symmetric, accuracy_level=0)
+        student = subject(whole, LocalContext()).model
+        graph = torch_graph(student)
+        same = with_weights(student, graph.arrays())
+        assert same.digest() == student.digest()
+        feed = {"x": normal(3, 40)}
+        with torch.no_grad():
+            got = graph({"x": torch.tensor(feed["x"])})["y"].numpy()
+        np.testing.assert_allclose(got, run(student, feed)["y"], rtol=1e-4, atol=1e-4)

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from passes.kit.context import Feeds, NoData
+from passes.kit.context import Feeds, NoData, NoGradients
 from passes.kit.model import Model
 from passes.kit.reducers import Reducer
 from passes.kit.target import Target
@@ -75,6 +75,9 @@ class LocalContext:
 
     def run(self, model: Model, feeds: Sequence[Feeds], fetch: Sequence[str]) -> list[dict[str, Array]]:
         return [run(model, f, fetch) for f in feeds]
+
+    def gradients(self, model: Model, feeds: Sequence[Feeds], of: Sequence[str]) -> list[dict[str, Array]]:
+        raise NoGradients("no gradients here")
 
     def cost(self, model: Model) -> float:
         return self.costs(model)
