@@ -77,7 +77,10 @@ def put_around(bench: Bench, model: Model) -> Edged:
         fed = _Fed(before, port, first, others, next(p.name for p in whole.signature.inputs if p.name not in others))
         worst, seen = _worst(bench, model, whole, site, fed, [*real, *made_up]), len(real) + len(made_up)
         if before.decode:
-            bench.watch.warn(decoder_says(worst, len(real)))
+            said = decoder_says(worst, len(real))
+            if worst > DECODER_WITHIN and not before.any_file:
+                raise broken(said, where=before.text, hint="Write decode=any to accept it", code="skew")
+            bench.watch.warn(said)
         shown = real if real and settings.golden == "data" else made_up
         outer, inner = fed.outer(shown[0]), fed.inner(shown[0])
         feeds = [fed.outer(image) for image in shown[:GOLDEN]] if settings.golden != "none" else []

@@ -50,6 +50,27 @@ def open_pixels(source: Path | bytes, channels: int) -> Array:
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
+def why_decoded_otherwise(source: Path) -> str:
+    """Why the decoder inside of a graph does not give the pixels of a file, or nothing when it does.
+
+    onnxruntime-extensions repeats subsampled chroma where libjpeg, as Pillow and OpenCV use it, interpolates.
+    """
+    image_module = pillow()
+    from PIL.JpegImagePlugin import get_sampling
+
+    try:
+        with image_module.open(source) as image:
+            if image.format == "PNG":
+                return ""
+            if image.format != "JPEG":
+                return f"it reads PNG and JPEG, and this is {image.format}"
+            if image.mode == "L" or (image.mode == "RGB" and get_sampling(image) == 0):
+                return ""
+            return f"this JPEG is {'subsampled' if image.mode == 'RGB' else image.mode}"
+    except Exception as error:  # Pillow's decoders raise whatever they like on damaged files
+        return f"it is no image ({' '.join(str(error).split())[:120]})"
+
+
 def apply(steps: Preprocess, pixels: Array, *, channels_first: bool) -> Array:
     """``pixels`` (uint8 [H, W, C]) as the network takes them: float32 [C, H, W], or [H, W, C]."""
     if steps.gray and pixels.shape[2] == 3:

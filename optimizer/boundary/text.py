@@ -33,6 +33,7 @@ MOST = 16384
 class Preprocess:
     """What is done to an image, 8-bit pixels in rows [H, W, C], before the network sees it.
 
+    ``any_file``: files too that the decoder inside of a graph reads otherwise than the reference may be taken.
     ``shorter`` is the length that the shorter side is resized to, ``size`` (height, width) for both; ``crop`` is cut
     from the middle; ``factor`` multiplies, then ``mean`` is taken off and divided by ``std`` (one for all channels or
     one each). ``channels_first`` is ``None`` where the network's own input decides.
@@ -40,6 +41,7 @@ class Preprocess:
 
     text: str
     decode: bool = False
+    any_file: bool = False
     gray: bool = False
     shorter: int | None = None
     size: tuple[int, int] | None = None
@@ -153,8 +155,10 @@ def _plain(piece: _Piece, text: str) -> None:
 
 
 def _decode(found: Preprocess, piece: _Piece, text: str) -> Preprocess:
-    _plain(piece, text)
-    return replace(found, decode=True)
+    if piece.value not in (None, "any") or piece.options:
+        message = f"'decode={piece.value or '{...}'}' is not known"
+        raise _fault("--preprocess", text, message, "Write decode, or decode=any for files that come out otherwise too")
+    return replace(found, decode=True, any_file=piece.value == "any")
 
 
 def _gray(found: Preprocess, piece: _Piece, text: str) -> Preprocess:

@@ -45,11 +45,23 @@ def read_images(folder: Path, inputs: Sequence[Port], steps: Preprocess, scratch
         message = f"a folder of images cannot feed the other inputs ({listed(others)})"
         raise bad_input(message, where=str(folder), hint=hint, code="missing-input-array")
     files = image_files(folder)
+    if steps.decode and not steps.any_file:
+        _check_decoder(files)
     place = scratch / f"{_digest(folder, files, steps, port)}.npy"
     if not _readable(place):
         _unfold(files, place, scratch, steps, channels_of(port, first, steps), first)
     labels = _labels(folder, files)
     return {port.name: load_npy(place, str(folder)), **({} if labels is None else {"labels": labels})}
+
+
+def _check_decoder(files: Sequence[Path]) -> None:
+    for file in files:
+        if reason := pictures.why_decoded_otherwise(file):
+            message = f"the decoder inside of the graph would give other pixels: {reason}"
+            hint = (
+                "Leave 'decode' out and serve pixels, convert the files, or write decode=any to accept the difference"
+            )
+            raise bad_input(message, where=str(file), hint=hint, code="skew")
 
 
 def _readable(place: Path) -> bool:

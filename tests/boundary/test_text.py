@@ -28,6 +28,7 @@ def test_a_text_says_what_is_done() -> None:
     [
         ("", "names no step"),
         ("resise=256", "no step 'resise'"),
+        ("decode=some", "'decode=some' is not known"),
         ("resize", "'resize' needs a size"),
         ("resize=0", "'resize' needs a size"),
         ("resize=99999999", "'resize' needs a size up to"),

@@ -69,3 +69,35 @@ def test_what_cannot_be_read_is_told_in_one_line(folder: Path, tmp_path: Path) -
     (folder / "beside.png").write_bytes((folder / "cat" / "a.png").read_bytes())
     assert "lies beside the folders" in fault("resize=20x20").message
     assert not list((tmp_path / "s").glob(".images-*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "options", "said"),
+    [
+        ("a.png", "P", {}, ""),
+        ("a.jpg", "RGB", {"subsampling": 0}, ""),
+        ("a.jpg", "RGB", {"subsampling": 0, "progressive": True}, ""),
+        ("a.jpg", "L", {}, ""),
+        ("a.jpg", "RGB", {"subsampling": 1}, "this JPEG is subsampled"),
+        ("a.jpg", "RGB", {"subsampling": 2}, "this JPEG is subsampled"),
+        ("a.jpg", "CMYK", {"subsampling": 0}, "this JPEG is CMYK"),
+        ("a.bmp", "RGB", {}, "this is BMP"),
+    ],
+)
+def test_files_that_a_graph_decodes_otherwise_are_refused(
+    tmp_path: Path, name: str, mode: str, options: dict[str, int], said: str
+) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    (tmp_path / "i").mkdir()
+    Image.fromarray(levels).convert(mode).save(tmp_path / "i" / name, **options)
+
+    def take(steps: str) -> None:
+        read(tmp_path / "i", INPUTS, scratch=tmp_path / "s", steps=preprocess(steps))
+
+    take("decode=any, resize=20x20")
+    if said:
+        with pytest.raises(Fault, match=said) as caught:
+            take("decode, resize=20x20")
+        assert (caught.value.code, caught.value.exit) == ("skew", Exit.BAD_INPUT) and name in caught.value.where
+    else:
+        take("decode, resize=20x20")
