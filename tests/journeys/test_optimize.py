@@ -77,12 +77,15 @@ def test_a_second_run_takes_models_and_quality_from_the_store(tmp_path: Path, ca
     model = models.cnn(tmp_path / "cnn.onnx")
     data = models.images(tmp_path / "data.npz", model)
     asked = {"data": str(data), "recipe": "tidy, fold-batchnorm"}
-    first, second = (optimize(model, tmp_path, cache, **asked) for _ in range(2))
-    notes = [[(n.name, n.seconds) for n in r.steps[-1].passes] for r in (first, second)]
-    assert notes[0] == notes[1], "seconds are those of the run that did the work"
-    answers = len(list((cache / "answers").iterdir()))
-    optimize(model, tmp_path, cache, **asked)
-    assert len(list((cache / "answers").iterdir())) == answers
+    records, seen, answers = [], set(), 0
+    for _ in range(3):  # whether so small a gain pays is for the clock to say: an outcome is new at most twice
+        record = optimize(model, tmp_path, cache, **asked)
+        before, answers = answers, len(list((cache / "answers").iterdir()))
+        assert record.outcome not in seen or answers == before
+        seen.add(record.outcome)
+        records.append(record)
+    notes = [[(n.name, n.seconds) for n in r.steps[-1].passes] for r in records]
+    assert notes[0] == notes[1] == notes[2], "seconds are those of the run that did the work"
 
 
 @pytest.mark.parametrize("kind", ["tree", "branches", "recurrent", "several_inputs", "old"])
