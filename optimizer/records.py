@@ -356,7 +356,10 @@ class Boundary:
 
 @dataclass(frozen=True)
 class Record:
-    """The single truth of a compile, which every report renders."""
+    """The single truth of a compile, which every report renders.
+
+    ``libraries`` are the files of custom operators on this machine without which the artifact does not load.
+    """
 
     outcome: Outcome
     source: str
@@ -382,6 +385,7 @@ class Record:
     date: str = ""
     origin: Origin | None = None
     boundary: Boundary | None = None
+    libraries: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The object that ``--json`` prints."""

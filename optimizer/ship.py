@@ -93,6 +93,7 @@ def ship(
     core, edged = model, put_around(bench, model) if bench.settings.preprocess or bench.settings.postprocess else None
     if edged is not None:
         model, record = edged.model, replace(record, boundary=edged.boundary)
+    libraries = tuple(map(str, (edged or bench).site.custom_ops))
     pairs = edged.golden if edged is not None and edged.golden is not None else golden_pairs(bench, model)
     tree = manifest.build(
         model=model,
@@ -108,7 +109,7 @@ def ship(
         lossy=choice.lossy,
         golden=pairs,
         golden_origin=bench.settings.golden,
-        custom_ops={Path(p).name: describe_file(Path(p))["sha256"] for p in (edged or bench).site.custom_ops},
+        custom_ops={Path(p).name: describe_file(Path(p))["sha256"] for p in libraries},
         runs_at={"batch": bench.settings.batch, "threads": bench.settings.threads},
         code=code_digest("passes."),
         licence=manifest.licence_of(bench.source.model, bench.settings.license),
@@ -128,7 +129,7 @@ def ship(
         html.page(evidence.record(found)),
     )
     place = artifact.write(output_folder(bench), contents, overwrite=bench.settings.overwrite)
-    return replace(record, artifact=str(place))
+    return replace(record, artifact=str(place), libraries=libraries)
 
 
 def record_of(bench: Bench, choice: Choice, steps: Sequence[Step], warnings: Sequence[str], seconds: float) -> Record:

@@ -146,7 +146,8 @@ def next_step(record: Record) -> str:
         return f"give {need} to decide it"
     if record.confidence is Confidence.UNPROVEN and record.outcome is Outcome.OPTIMIZED:
         return "give --data and --metric to have the quality measured"
-    return f"lathe verify {shlex.quote(record.artifact)}" if record.artifact else ""
+    given = [word for library in record.libraries for word in ("--custom-ops", library)]
+    return shlex.join(["lathe", "verify", record.artifact, *given]) if record.artifact else ""
 
 
 def before_and_after(record: Record) -> list[tuple[str, str, str]]:

@@ -80,6 +80,7 @@ def test_headlines(name: str, headline: str, step: str) -> None:
 def test_the_next_step_can_be_pasted_into_a_shell() -> None:
     spaced = replace(records.OPTIMIZED, artifact="/my models/net.lathe")
     assert words.next_step(spaced) == "lathe verify '/my models/net.lathe'"
+    assert words.next_step(replace(spaced, libraries=("a b.so",))).endswith("net.lathe' --custom-ops 'a b.so'")
 
 
 def test_how_rewrites_are_known_to_be_right() -> None:
