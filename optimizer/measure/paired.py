@@ -124,8 +124,7 @@ def _beyond(
         return False
     if drop.discordant is not None:
         return paired_drop(metric, base, rows, seed, level).lower_one_sided > margin
-    draws = resampled_drop(metric, base, rows, seed).draws
-    return (1 + int((draws <= margin).sum())) / (1 + len(draws)) <= level
+    return resampled_drop(metric, base, rows, seed).p_at_most(margin) <= level
 
 
 def _told(metric: Metric, base: Array, rows: Array, one: tuple[str, Array, float], seed: int) -> SliceDrop:
@@ -145,7 +144,7 @@ def _worse(metric: Metric, base: Array, rows: Array, seed: int) -> tuple[float, 
     if not math.isfinite(value):
         return value, 1.0
     found = resampled_drop(metric, base, rows, seed)
-    return value, 1.0 if found.constant else (1 + int((found.draws <= 0).sum())) / (1 + len(found.draws))
+    return value, 1.0 if found.constant else found.p_at_most(0.0)
 
 
 def all_against_first(

@@ -75,7 +75,7 @@ def paired_drop(
     candidate does, the bound is the largest drop for which P(B - C <= observed) still exceeds alpha - gamma for some
     share of discordant samples in its 1 - gamma confidence set (gamma = alpha / 10). It stays honest when B = C = 0.
 
-    Everything else: paired bootstrap of rows (BCa, expanded for small samples). When no resample differs, the interval
+    Everything else: paired bootstrap of rows (BCa, wider for small samples). When no resample differs, the interval
     is the value alone and ``degenerate`` is set: there is no floor that data without spread could justify.
     A user's one-number function: delete-a-group jackknife with Student's t.
 
@@ -130,7 +130,8 @@ def _bootstrapped_drop(found: Resampled, n: int, alpha: float) -> DropEstimate:
     elif found.constant:
         bounds, method = [value] * 4, "paired bootstrap (no spread: samples do not differ)"
     else:
-        bounds = found.quantiles([alpha / 2, 1 - alpha / 2, 1 - alpha, alpha])
+        one, two = found.level(alpha), found.level(alpha / 2)
+        bounds = found.quantiles([two, 1 - two, 1 - one, one])
         method = f"paired bootstrap (BCa, {len(found.draws)} resamples)"
     low, high, upper, lower = bounds
     degenerate = n == 1 or found.constant
@@ -170,7 +171,8 @@ def quality_interval(metric: Metric, rows: Array, seed: int = 0) -> Interval:
     found = resample(lambda weights: metric.weighted(rows, weights), value, n, seed)
     if found.constant:
         return Interval(value, value, value)
-    low, high = found.quantiles([0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
+    edge = found.level(0.5 - CONFIDENCE / 2)
+    low, high = found.quantiles([edge, 1 - edge])
     return Interval(value, min(low, value), max(high, value))
 
 

@@ -10,6 +10,7 @@ from scipy import stats as sp
 
 from optimizer.data.metrics import METRICS, user_metric
 from optimizer.measure.exact import drop_upper, proportion
+from optimizer.measure.resample import Resampled
 from optimizer.measure.stats import (
     DropEstimate,
     corrected_alpha,
@@ -154,6 +155,26 @@ def test_bootstrap_bounds_are_wrong_about_as_often_as_they_say(n: int) -> None:
     # The bootstrap is right only in the limit: two points are left to small, skewed samples.
     assert (wrong / 300 <= WRONG_MOST + 0.02).all()
     assert (wrong > 0).all()
+
+
+def test_few_skewed_errors_pass_no_more_often_than_they_say() -> None:
+    # What few exponential errors do not show of their tail: BCa alone passes here 8 times in a hundred.
+    rng, passed, n = np.random.default_rng(8), 0, 20
+    for seed in range(600):
+        grown = rng.exponential(size=(n, 1))
+        passed += paired_drop(METRICS["mse"], np.zeros((n, 1)), grown, seed).upper_one_sided < 1
+    assert 0 < passed / 600 <= 0.065
+
+
+@pytest.mark.parametrize("n", [5, 60])
+def test_a_p_value_of_a_bootstrap_and_its_level_agree(n: int) -> None:
+    found = Resampled(1.0, np.linspace(0, 2, 999), 0.0, n)
+    assert found.level(0.05) < 0.05 and Resampled(1.0, found.draws, 0.0, 10**6).level(0.05) == pytest.approx(
+        0.05, rel=1e-3
+    )
+    edge = float(found.draws[round(found.level(0.05) * 1000) - 1])
+    assert found.p_at_most(edge - 1e-9) <= 0.05 < found.p_at_most(edge + 0.003)
+    assert found.p_at_most(3.0) == 1.0
 
 
 def test_bootstrap_is_seeded_signed_and_narrower_with_more() -> None:
