@@ -8,32 +8,26 @@ print(record.outcome, record.speedup, record.artifact)
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from optimizer import checking, examining, gating
+from optimizer import checking, gating
+from optimizer.benchmarking import BenchmarkReport, Wanted, side_by_side
 from optimizer.comparing import compare
 from optimizer.compile import compile_settings
-from optimizer.contests import Runner, ScenarioReport, export_job, import_results, open_runner, under_load
-from optimizer.data.metrics import Metric
-from optimizer.data.samples import Samples
+from optimizer.contests import ScenarioReport, export_job, import_results, under_load
 from optimizer.debugging import bisect, reduce
 from optimizer.decide.policy import Policy
 from optimizer.decide.policy import write as write_policy
 from optimizer.doctoring import doctor
+from optimizer.examining import Asked
 from optimizer.explaining import explain_settings
 from optimizer.faults import Fault, bad_input, usage
 from optimizer.gating import Gated
-from optimizer.measure import bench, latency, scaling
 from optimizer.measure.explain import Explanation
-from optimizer.measure.paired import all_against_first
-from optimizer.measure.quality import Judge, quality_of
 from optimizer.measure.scaling import Sweeps
 from optimizer.package import artifact
 from optimizer.package import evidence as evidence_file
@@ -43,18 +37,16 @@ from optimizer.package.signing import sign
 from optimizer.plan import DataRequest, Settings, SourceRequest, default_cache_dir
 from optimizer.preflight import plan
 from optimizer.progress import Silent, Watcher
-from optimizer.records import BenchmarkRow, Noise, PairedQuality, Record, Sweep
+from optimizer.records import Record
 from optimizer.replaying import replay as replay_settings
 from optimizer.report import html, markdown
 from optimizer.report.drift import DriftRecord
 from optimizer.report.inspection import Inspection, inspect_model
 from optimizer.report.nouns import Difference, Replayed
 from optimizer.report.pages import PassPage, gather
-from optimizer.runtime import hardware, providers
-from optimizer.runtime.sessions import Site
+from optimizer.runtime import hardware
 from optimizer.store.store import LIMIT_BYTES, Entry, Store
 from optimizer.workshop import (
-    choose_site,
     choose_target,
     open_bench,
     open_model,
@@ -97,8 +89,6 @@ __all__ = [
     "verify",
 ]
 
-Array = np.ndarray[Any, Any]
-
 
 def compile(
     model: str | Path,
@@ -135,18 +125,6 @@ def compile(
     if unknown:
         raise usage(f"compile() has no argument '{unknown[0]}'")
     return compile_settings(settings.but(**more), watch)
-
-
-@dataclass(frozen=True)
-class BenchmarkReport:
-    """Rows of a benchmark and where it was made; with data, each model's quality beside the first one's."""
-
-    rows: tuple[BenchmarkRow, ...]
-    environment: Mapping[str, Any]
-    warnings: tuple[str, ...] = ()
-    paired: tuple[PairedQuality, ...] = ()
-    noise: tuple[Noise, ...] = ()
-    sweeps: tuple[Sweep, ...] = ()
 
 
 def benchmark(
@@ -189,65 +167,12 @@ def benchmark(
 
     Raises :class:`optimizer.Fault` when a model cannot be opened, or when no provider asked for is here.
     """
-    if not models:
-        raise usage("no model was named")
-    if metric and data is None:
-        raise usage(f"the metric '{metric}' needs data", hint="Name the data with --data")
-    watch = watch or Silent()
-    base = (settings or Settings(SourceRequest(models[0]))).but(data=DataRequest(data), metric=metric)
-    store = Store(base.cache_dir)
-    cpu = open_site("cpu", 1)
-    places = [_place(name, count, allow_fallback) for name in provider_names for count in threads]
-    if not any(p.site or p.fall_back for p in places):
-        choose_site(provider_names[0], 1)
-    pairs: tuple[PairedQuality, ...] = ()
-    with ExitStack() as stack:
-        runners = [open_runner(base, text, store, cpu, watch, stack) for text in models]
-        entrants = [bench.Entrant(r.name, store.put_model(r.model), r.size_bytes, r.samples) for r in runners]
-        subjects = {r.name: examining.Subject(r.model, r.samples) for r in runners}
-        found = bench.measure(entrants, places, batches, latency.benchmark(seconds, precision), watch.note)
-        swept: list[Sweep] = []
-        if sweeps:
-            watch.stage("sweeping")
-            fixed = scaling.Settings(batches[0], threads[0], hardware.host().cores, latency.quick(seconds))
-            place_of = partial(_place, allow_fallback=allow_fallback)
-            swept = scaling.sweep(entrants, place_of, provider_names, sweeps, fixed, watch.note)
-        rows = tuple(found.rows)
-        if data is not None:
-            watch.stage("measuring quality")
-            sites = [Site(r.provider, r.threads, providers.version_of(r.provider)) for r in rows if r.latency]
-            judged = dict(_judged(runners, entrants, sites, store))
-            rows = bench.with_quality(rows, {k: quality_of(m, seen) for k, (m, _, seen) in judged.items()})
-            pairs = all_against_first(judged, runners[0].name, base.seed, slice_by)
-        watch.stage("looking into the models")
-        asked = examining.Asked(profile, price_per_hour, watts)
-        rows = tuple(examining.examined(row, subjects[row.model], asked, store, watch) for row in rows)
-    notes = tuple(dict.fromkeys((*(w for r in runners for w in r.warnings), *found.notes)))
-    return BenchmarkReport(rows, hardware.environment(), notes, pairs, tuple(found.noise), tuple(swept))
-
-
-def _place(name: str, threads: int, allow_fallback: bool) -> bench.Place:
-    fall_back = open_site("cpu", threads) if allow_fallback else None
-    try:
-        site = choose_site(name, threads)
-    except Fault as fault:
-        if fault.code != "missing-provider":
-            raise
-        return bench.Place(providers.full_name(name), threads, None, f"{fault.message}. {fault.hint}", fall_back)
-    return bench.Place(site.provider, threads, site, "", fall_back)
-
-
-def _judged(
-    runners: Sequence[Runner], entrants: Sequence[bench.Entrant], sites: Sequence[Site], store: Store
-) -> Iterator[tuple[tuple[str, str], tuple[Metric, Samples, Array]]]:
-    """What each sample contributes for each model on each provider, by names. Metrics that compare take the first
-    model as reference."""
-    for runner, entrant in zip(runners, entrants, strict=True):
-        for site in {s.provider: s for s in sites}.values():
-            if runner.metric is not None:
-                judge = Judge(runner.metric, runner.samples, site, store, entrants[0].path)
-                rows = judge.rows(entrant.path, runner.model.digest())
-                yield (runner.name, site.provider), (runner.metric, runner.samples, rows)
+    base = (settings or Settings(SourceRequest(next(iter(models), "")))).but(data=DataRequest(data), metric=metric)
+    wanted = Wanted(
+        tuple(provider_names), tuple(batches), tuple(threads), seconds, precision, allow_fallback, sweeps,
+        Asked(profile, price_per_hour, watts), slice_by,
+    )  # fmt: skip
+    return side_by_side(models, wanted, base, watch or Silent())
 
 
 def inspect(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from optimizer.cli.jobs import job_options, read_results, write_job
 from optimizer.cli.loads import NAMES as LOAD_NAMES
 from optimizer.cli.loads import load_options, run_loads, show_loads
 from optimizer.faults import Exit, usage
+
+if TYPE_CHECKING:
+    from optimizer.benchmarking import BenchmarkReport
 
 WHAT = "What to measure"
 SWEEPS = "Sweeps"
@@ -237,20 +240,24 @@ def command(
             settings=settings,
             watch=watch,
         )
+    _show(report, as_json, profile)
+    if not any(row.latency for row in report.rows):
+        click.get_current_context().exit(int(Exit.UNDECIDED))
+
+
+def _show(report: BenchmarkReport, as_json: bool, profiled: bool) -> None:
     if as_json:
         from optimizer.report.json_ import dump
 
         emit(dump(report, "lathe.benchmark/1"))
-    else:
-        from optimizer.report.benchmark import benchmark
-        from optimizer.report.costs import beside
-        from optimizer.report.paired import paired
+        return
+    from optimizer.report.benchmark import benchmark
+    from optimizer.report.costs import beside
+    from optimizer.report.paired import paired
 
-        show(benchmark(report.rows, report.noise, report.sweeps))
-        show(beside(report.rows, profiled=profile))
-        if report.paired:
-            show(paired(report.paired))
-        for warning in report.warnings:
-            click.echo(f"warning: {warning}", err=True)
-    if not any(row.latency for row in report.rows):
-        click.get_current_context().exit(int(Exit.UNDECIDED))
+    show(benchmark(report.rows, report.noise, report.sweeps))
+    show(beside(report.rows, profiled=profiled))
+    if report.paired:
+        show(paired(report.paired))
+    for warning in report.warnings:
+        click.echo(f"warning: {warning}", err=True)

@@ -43,6 +43,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "optimizer.doctoring",
     ),
     (
+        "optimizer.benchmarking",
         "optimizer.explore",
         "optimizer.recovering",
         "optimizer.explaining",
