@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from optimizer.measure.latency import compare, quick, speedup
 from optimizer.measure.scales import Scales, Weighed
 from optimizer.plan import DataRequest, Settings, SourceRequest
 from optimizer.progress import Silent
-from optimizer.recover.distill import Lesson, Room, distill
+from optimizer.recover.distill import FITTED_RATE, Lesson, Room, distill
 from optimizer.workshop import Bench, open_bench
 from passes.catalogue import LOSSLESS
 from passes.kit.model import Model
@@ -110,7 +110,7 @@ def fight(bout: Bout, prune: Recipe, steps: int, int8: Recipe, peer: float) -> N
     best = fitted
     lesson = Lesson(steps, seed=bench.settings.seed)
     if steps:
-        found = distill(fitted, source, lesson, room(bout))
+        found = distill(fitted, source, replace(lesson, rate=FITTED_RATE), room(bout))
         print(f"  distilled: {found.note}")
         best = found.model
         won["refit and distillation"] = bout.add("pruned, refit, distilled", best, plain, "fp32")

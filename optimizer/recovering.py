@@ -9,7 +9,7 @@ from optimizer.decide.judge import PAYS_POINT
 from optimizer.decide.ladder import Rung, Start
 from optimizer.faults import Fault, usage
 from optimizer.records import Judgement
-from optimizer.recover.distill import NOT_TRAINABLE, STEP, Distilled, Lesson, Room, distill
+from optimizer.recover.distill import FITTED_RATE, NOT_TRAINABLE, STEP, Distilled, Lesson, Room, distill
 from optimizer.workshop import Bench, open_student
 from passes.catalogue import LOSSLESS
 from passes.kit.context import NoData
@@ -116,11 +116,18 @@ def parted(recipe: Recipe) -> tuple[Recipe, Recipe]:
     return Recipe(recipe.steps[: last + 1]), Recipe(recipe.steps[last + 1 :])
 
 
+def rate_behind(stem: Recipe) -> float | None:
+    """The learning rate of a student that ``stem`` made; ``None`` leaves it to what is trained."""
+    fitted = any(step.name == "refit" for step in stem.steps)
+    return FITTED_RATE if fitted and not quantizes(stem) else None
+
+
 def _teach(climb: Climb, student: Model, stem: Recipe, label: str, tails: list[Recipe]) -> None:
     bench = climb.bench
     bench.watch.stage(f"distilling: {label}")
     settings = bench.settings
-    found = distill(student, bench.source.model, Lesson(settings.steps, settings.minutes, settings.seed), _room(climb))
+    lesson = Lesson(settings.steps, settings.minutes, settings.seed, rate_behind(stem))
+    found = distill(student, bench.source.model, lesson, _room(climb))
     bench.watch.note(f"{label}: {found.note}")
     climb.warn(f"distilled '{label}': {found.note}")
     if found.steps == 0 and stem.steps:

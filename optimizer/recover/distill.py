@@ -32,6 +32,8 @@ STEP = "distill"
 JOB = "optimizer.recover.training:"
 DEFAULT_STEPS = 600
 RATE = 1e-3
+FITTED_RATE = 3e-4
+"""The learning rate behind `refit`: what was solved for in closed form is first lost again at a higher one."""
 ROUNDED_RATE = 2e-4
 """The learning rate where integers are trained: a number that moves too far falls to other codes again and again."""
 

@@ -11,8 +11,9 @@ import pytest
 from optimizer.data.samples import Kind, Samples, Slicing
 from optimizer.faults import Fault
 from optimizer.recover import distill as distilling
-from optimizer.recover.distill import Distilled, Lesson, Room, common, distill
+from optimizer.recover.distill import FITTED_RATE, Distilled, Lesson, Room, common, distill
 from optimizer.recover.graph import torch_graph, with_weights
+from optimizer.recovering import rate_behind
 from optimizer.runtime.sessions import Site
 from optimizer.store.store import Store
 from passes import catalogue
@@ -197,3 +198,16 @@ def test_codes_stay_what_they_are_until_they_are_trained(bits: int) -> None:
         with torch.no_grad():
             got = graph({"x": torch.tensor(feed["x"])})["y"].numpy()
         np.testing.assert_allclose(got, run(student, feed)["y"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("made_by", "rate"),
+    [
+        ("", None),
+        ("tidy, prune-channels{ratio=0.25}", None),
+        ("prune-channels{ratio=0.25}, refit", FITTED_RATE),
+        ("prune-channels{ratio=0.25}, refit, quantize-static", None),
+    ],
+)
+def test_what_was_refitted_is_trained_gently(made_by: str, rate: float | None) -> None:
+    assert rate_behind(Recipe.parse(made_by) if made_by else Recipe()) == rate
