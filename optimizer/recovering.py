@@ -67,13 +67,7 @@ def _teach_integers(climb: Climb) -> None:
     tried = rounded(climb)
     if tried is None or tried.candidate is None or climb.over():
         return
-    label, candidate = tried.rung.label, tried.candidate
-    try:
-        _teach(climb, candidate.model, candidate.recipe, label, [Recipe()])
-    except Fault as fault:
-        if fault.code != NOT_TRAINABLE:
-            raise
-        climb.warn(f"'{label}' is not trained with its integers: {fault.message}")
+    _teach(climb, tried.candidate.model, tried.candidate.recipe, tried.rung.label, [Recipe()])
 
 
 def worth_training(climb: Climb) -> list[Tried]:
@@ -127,7 +121,13 @@ def _teach(climb: Climb, student: Model, stem: Recipe, label: str, tails: list[R
     bench.watch.stage(f"distilling: {label}")
     settings = bench.settings
     lesson = Lesson(settings.steps, settings.minutes, settings.seed, rate_behind(stem))
-    found = distill(student, bench.source.model, lesson, _room(climb))
+    try:
+        found = distill(student, bench.source.model, lesson, _room(climb))
+    except Fault as fault:
+        if fault.code != NOT_TRAINABLE:
+            raise
+        climb.warn(f"'{label}' is not trained: {fault.message}")  # what was found before stands
+        return
     bench.watch.note(f"{label}: {found.note}")
     climb.warn(f"distilled '{label}': {found.note}")
     if found.steps == 0 and stem.steps:

@@ -258,6 +258,9 @@ def golden_pairs(bench: Bench, model: Model) -> tuple[GoldenPair, ...]:
             if kind == "data" or not bench.splits:
                 raise
             # Synthetic inputs may be out of range for this model (an index, say): then there is nothing to replay.
+            bench.watch.warn(
+                "there are no golden pairs, because made-up inputs do not run: --golden data takes real ones"
+            )
             return ()
     return golden.pairs(feeds, outputs)
 

@@ -21,7 +21,7 @@ from optimizer.boundary import pictures
 from optimizer.boundary import text as boundary
 from optimizer.boundary.graph import wrap
 from optimizer.data.checks import from_arrays
-from optimizer.data.metrics import METRICS, Metric, choose, user_metric
+from optimizer.data.metrics import METRICS, Metric, choose, user_metric, user_spec
 from optimizer.data.npz import unpack
 from optimizer.data.readers import read
 from optimizer.data.samples import Samples
@@ -431,7 +431,7 @@ def choose_metric(settings: Settings, model: Model, samples: Samples | None, sta
         return None
     user: Callable[..., Any] | None = None
     if spec and ":" in spec and spec.partition(":")[0] not in METRICS:
-        user = stack.enter_context(UserFunction(spec, settings.source.folder)).call
+        user = stack.enter_context(UserFunction(user_spec(spec)[0], settings.source.folder)).call
     return choose(spec, model.signature.outputs, samples, function=user)
 
 

@@ -32,11 +32,13 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 class Opt(click.Option):
-    """An option that stands in a section of the help."""
+    """An option that stands in a section of the help. With ``once`` it is an error to give it twice, where others take
+    the last: what was left out would not be noticed."""
 
-    def __init__(self, *args: Any, section: str = "Options", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, section: str = "Options", once: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.section = section
+        self.once = once
 
 
 class Verb(click.Command):
@@ -52,6 +54,13 @@ class Verb(click.Command):
             extra["default_map"] = {names[k]: _fit(p, values[k]) for p in self.params if (k := key_of(p)) in values}
             parent.meta[CONFIG_KEY] = found.where
         return super().make_context(info_name, args, parent, **extra)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for param in self.params:
+            names = param.opts if isinstance(param, Opt) and param.once else []
+            if sum(arg.partition("=")[0] in names for arg in args) > 1:
+                raise usage("this can be given only once", where=names[0])
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}

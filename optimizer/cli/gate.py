@@ -82,6 +82,7 @@ def command(
     from optimizer.cli.watching import watching
     from optimizer.plan import Settings, SourceRequest
 
+    _check_places(junit, sarif, summary, write_baseline)
     settings = Settings(SourceRequest(artifact, folder=Path.cwd()), seed=seed)
     if cache_dir is not None:
         settings = settings.but(cache_dir=cache_dir)
@@ -108,6 +109,20 @@ def command(
 
         show(console(record))
     click.get_current_context().exit(int(EXITS[record.ruling.value]))
+
+
+def _check_places(junit: Path | None, sarif: Path | None, summary: Path | None, baseline: Path | None) -> None:
+    """Refuse before anything is measured what could not be written afterwards."""
+    from optimizer.package.artifact import check_parent
+    from optimizer.package.baseline import SUFFIX
+
+    for path in (junit, sarif, summary, baseline):
+        if path is not None:
+            check_parent(path)
+            if not path.absolute().parent.is_dir():
+                raise usage("there is no such folder", where=str(path.parent))
+    if baseline is not None and baseline.suffix != SUFFIX:
+        raise usage(f"a results file ends in {SUFFIX}: --baseline knows it by that", where=str(baseline))
 
 
 def _init(artifact: str, policy: Path, overwrite: bool, settings: Settings, as_json: bool) -> None:

@@ -89,7 +89,13 @@ POSITIVE = click.IntRange(min=1)
     metavar="0..3",
     help="-O0 export and verify, -O1 lossless, -O2 ladder of recipes, -O3 search.",
 )
-@option("--recipe", section=SEARCH, metavar="TEXT|FILE", help="Try this recipe: passes with options, or a .toml file.")
+@option(
+    "--recipe",
+    section=SEARCH,
+    metavar="TEXT|FILE",
+    once=True,
+    help="Try this recipe: passes with options, or a .toml file.",
+)
 @option(
     "--pass",
     "passes",

@@ -35,6 +35,7 @@ def from_arrays(
     warnings: list[str] = []
     slicing = {p.name: _slice(p, given[p.name], where, warnings) for p in inputs}
     slicing = _settle_unknown_ranks(inputs, given, slicing)
+    _check_batch_axis(inputs, slicing, where)
     fixed, whole, slicing = _batching(inputs, slicing)
     count = _count(inputs, given, slicing, where)
     labels = _labels(given, inputs, count, _entry_rows(given, slicing) if whole else 1, where, warnings)
@@ -160,6 +161,20 @@ def _settle_unknown_ranks(
         return dict(slicing)
     unknown = {p.name for p in inputs if p.dims is None and given[p.name].ndim}
     return {n: Slicing(Kind.ENTRY, s.dtype) if n in unknown else s for n, s in slicing.items()}
+
+
+def _check_batch_axis(inputs: tuple[Port, ...], slicing: Mapping[str, Slicing], where: str) -> None:
+    """Refuse to slice along axis 0 what has its batch behind: a recurrent state [layers, batch, units] beside an input
+    [batch, ...]. Its layers would be fed with the states of several samples."""
+    cut = [p for p in inputs if p.dims and slicing[p.name].kind is Kind.ROWS]
+    batches = {p.dims[0] for p in cut if p.dims and not isinstance(p.dims[0], int)}
+    for port in cut:
+        first, *rest = port.dims or ()
+        if isinstance(first, int) and first > 1 and batches & set(rest):
+            message = f"the batch of {port} is not its first axis, so its array cannot be sliced along that one"
+            feed = ", ".join(str(1 if d in batches else d) for d in port.dims or ())
+            hint = f"Give whole feeds of one sample for every input: '{port.name}' as [samples, {feed}]"
+            raise bad_input(message, where=where, hint=hint, code="batch-axis")
 
 
 def _batching(inputs: tuple[Port, ...], slicing: Mapping[str, Slicing]) -> tuple[int | None, bool, dict[str, Slicing]]:

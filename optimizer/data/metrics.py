@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -58,6 +59,11 @@ class Metric:
     label: str | None = None
     function: UserFunction | None = None
     note: str = ""
+
+    @property
+    def word(self) -> str:
+        """The name of a user's function without its module; otherwise as :attr:`base`."""
+        return self.name.split(":")[1] if self.function and ":" in self.name else self.base
 
     @property
     def base(self) -> str:
@@ -152,6 +158,32 @@ METRICS: dict[str, Metric] = {
 """Every built-in metric by name."""
 
 
+DIRECTIONS = {"lower": False, "higher": True}
+"""What a user's metric may end with, and whether a higher value is then better."""
+
+ERRORS = frozenset(
+    "error errors err loss losses mae mse rmse mape nll wer cer eer fid perplexity ppl distance divergence".split()  # noqa: SIM905
+)
+"""Words that a user's function where less is better is called by."""
+
+
+def user_spec(spec: str) -> tuple[str, bool]:
+    """``module:function``, or ``module:function:lower``: the function, and whether a higher value is better.
+
+    Raises a usage :class:`Fault` for a name that speaks of errors and gives no direction: taken for a score, a model
+    that got worse would seem better.
+    """
+    function, _, ending = spec.rpartition(":")
+    if ending in DIRECTIONS and ":" in function:
+        return function, DIRECTIONS[ending]
+    words = re.findall(r"[a-z]+|[A-Z]+(?![a-z])|[A-Z][a-z]+", ending)
+    if found := [w for w in words if w.lower() in ERRORS]:
+        hint = f"Write {spec}:lower, or {spec}:higher if more is better"
+        where = f"--metric {spec}"
+        raise usage(f"'{found[0]}' sounds as if less were better", where=where, hint=hint, code="bad-metric")
+    return spec, True
+
+
 def user_metric(name: str, function: UserFunction, *, higher_is_better: bool = True) -> Metric:
     """A user's ``function(outputs, labels)`` over dicts of arrays that returns a number or one value per sample.
 
@@ -175,7 +207,8 @@ def choose(
     """The metric that ``spec`` names, or the default for these outputs and data.
 
     Args:
-        spec: ``None``, a built-in name, ``name:output``, or ``module:function`` together with ``function``.
+        spec: ``None``, a built-in name, ``name:output``, or ``module:function`` (see :func:`user_spec`) together with
+            ``function``.
         model: The model's signature, or its outputs alone.
         samples: The data; None when there is none.
         function: The wrapped function that ``spec`` names, returning a number or one value per sample.
@@ -191,7 +224,7 @@ def choose(
     if spec is None:
         return _default(outputs, labels)
     if function is not None:
-        return user_metric(spec, function)
+        return user_metric(spec, function, higher_is_better=user_spec(spec)[1])
     name, _, wanted = spec.partition(":")
     if name not in METRICS:
         raise _unknown(spec, name)
@@ -224,13 +257,24 @@ def _fitted(metric: Metric, outputs: tuple[Port, ...], labels: list[SeenLabel], 
         except Unfit as unfit:
             reasons.append(str(unfit))
             continue
-        fitted = dataclasses.replace(metric, name=spec, label=label.name if label else None, output=output.name)
+        note = "" if named or label is None else _unjudged(spec, output, outputs)
+        fitted = dataclasses.replace(
+            metric, name=spec, label=label.name if label else None, output=output.name, note=note
+        )
         if metric.base != "cosine":
             return fitted
         if output.dims is not None and all(d == 1 for d in output.dims[1:]):
             return dataclasses.replace(fitted, combine=scores.pooled_cosine)
         return fitted if named else dataclasses.replace(fitted, output=None)
     raise Unfit(reasons[0] if reasons else "nothing to score")
+
+
+def _unjudged(spec: str, output: Port, outputs: tuple[Port, ...]) -> str:
+    """What a metric of one output does not look at; empty when there is no other."""
+    others = [p.name for p in outputs if p is not output and ("FLOAT" in p.type or "DOUBLE" in p.type)]
+    if not others:
+        return ""
+    return f"{spec} is measured on the output '{output.name}' (--metric {spec}:NAME); not judged: {listed(others)}"
 
 
 def _default(outputs: tuple[Port, ...], labels: list[SeenLabel]) -> Metric:

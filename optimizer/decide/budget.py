@@ -164,7 +164,9 @@ def _check_subject(text: str, subject: str, drop: bool, metric: Metric | None) -
         message = "no quality is measured without data and a metric, so no drop can be limited"
         raise _unreadable(text, message, "Give --data, or leave this term out")
     named = subject.removesuffix("drop").removesuffix(".")
-    if named not in ("", metric.base, metric.name):
+    if named not in ("", metric.base, metric.name, metric.word):
+        if metric.function is not None:
+            raise _unreadable(text, f"it speaks of '{named}', but the metric is '{metric.name}'", "Write drop<=...")
         known = [*METRICS, metric.base]
         near = closest(named, known) if named not in known else f"Write {metric.base}.drop, or give --metric {named}"
         raise _unreadable(text, f"it speaks of '{named}', but the metric is '{metric.name}'", near or EXAMPLES)

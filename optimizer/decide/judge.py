@@ -20,6 +20,9 @@ SizePair = tuple[int, int]
 
 LOSSLESS_LABEL = "lossless"
 
+OVER_QUALITY, OVER_LIMIT = "quality: ", "limit: "
+"""How the reason of a verdict begins when the budget was not met."""
+
 CONFIRM_AT_MOST = 3
 """Candidates that go to confirm; they share the error that is allowed."""
 
@@ -57,7 +60,7 @@ def on_select(
         return Verdict(Judgement.REJECTED, why_slower(speed.speedup))
     missed = unmet(stakes.budget.limits(), speed, sizes)
     if missed:
-        return Verdict(Judgement.REJECTED, f"limit: {missed[0]}")
+        return Verdict(Judgement.REJECTED, f"{OVER_LIMIT}{missed[0]}")
     return Verdict(Judgement.ACCEPTED, speed_text(speed.speedup))
 
 
@@ -66,7 +69,7 @@ def too_costly(quality: QualityReading | None, budget: Budget) -> str:
     margin = budget.quality_margin(quality.baseline.value) if quality is not None else None
     if quality is None or margin is None or not beyond(quality.drop.value, margin):
         return ""
-    return f"quality: {drop_text(quality.drop, margin)}"
+    return f"{OVER_QUALITY}{drop_text(quality.drop, margin)}"
 
 
 def paid_for_nothing(speedup: Interval, sizes: SizePair, stakes: Stakes) -> str:
@@ -87,7 +90,7 @@ def at_confirm(quality: QualityReading | None, speed: SpeedReading, sizes: SizeP
     """The last word: proven by the one-sided bounds of the drop, undecided, or rejected."""
     missed = unmet(stakes.budget.limits(), speed, sizes)
     if missed:
-        return Verdict(Judgement.REJECTED, f"limit: {missed[0]}")
+        return Verdict(Judgement.REJECTED, f"{OVER_LIMIT}{missed[0]}")
     if not (pays(speed.speedup) if stakes.for_speed else not_slower(speed.speedup)):
         return Verdict(Judgement.REJECTED, f"paid for nothing: {speed_text(speed.speedup)}")
     margin = stakes.budget.quality_margin(quality.baseline.value) if quality is not None else None
@@ -97,8 +100,14 @@ def at_confirm(quality: QualityReading | None, speed: SpeedReading, sizes: SizeP
     if quality.drop.upper_one_sided <= margin:
         return Verdict(Judgement.ACCEPTED, said)
     if quality.drop.lower_one_sided > margin or beyond(quality.drop.value, margin):
-        return Verdict(Judgement.REJECTED, f"quality: {said}")
+        return Verdict(Judgement.REJECTED, f"{OVER_QUALITY}{said}")
     return Verdict(Judgement.UNDECIDED, said, need_text(quality.drop, margin))
+
+
+def within_budget(verdict: Verdict) -> bool:
+    """Whether the budget was met, though something else may have been held against the candidate."""
+    rejected = verdict.judgement is Judgement.REJECTED
+    return not (rejected and verdict.reason.startswith((OVER_QUALITY, OVER_LIMIT)))
 
 
 def beyond(drop: float, margin: float) -> bool:
@@ -185,8 +194,10 @@ def speed_text(speedup: Interval) -> str:
 
 
 def drop_text(drop: DropEstimate, margin: float) -> str:
-    """The drop with its interval beside what is allowed, in the metric's unit."""
-    return f"drop {drop.value:.4g} [{drop.low:.4g}, {drop.high:.4g}], allowed {margin:.4g}"
+    """The drop with its interval and the one-sided bound that decides, beside what is allowed, in the metric's unit."""
+    bound = drop.upper_one_sided
+    shown = f"at most {bound:.4g} at {1 - drop.alpha:.1%}, " if math.isfinite(bound) else ""
+    return f"drop {drop.value:.4g} [{drop.low:.4g}, {drop.high:.4g}], {shown}allowed {margin:.4g}"
 
 
 def need_text(drop: DropEstimate, margin: float) -> str:

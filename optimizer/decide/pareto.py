@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from optimizer.records import FrontierPoint, Interval, Judgement, Measured, Step
+from optimizer.decide.judge import within_budget
+from optimizer.records import FrontierPoint, Interval, Measured, Step
 
 SAME = Interval(1.0, 1.0, 1.0)
 
@@ -43,7 +44,7 @@ def lost(point: FrontierPoint) -> float:
 def _of(step: Step) -> FrontierPoint | None:
     if step.speedup is None or step.latency_ms is None or step.size_bytes is None:
         return None
-    held = step.drop is None or step.verdict.judgement in (Judgement.ACCEPTED, Judgement.UNDECIDED)
+    held = step.drop is None or within_budget(step.verdict)
     return FrontierPoint(step.label, step.recipe, step.speedup, step.latency_ms.p50, step.drop, step.size_bytes, held)
 
 

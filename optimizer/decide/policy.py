@@ -84,6 +84,26 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _operators(value: Any) -> tuple[str, ...]:
+    """Operators as a gate calls them: those of ONNX's own domain by their bare names."""
+    names = _names(value)
+    bare = (n.removeprefix("ai.onnx.") for n in names)
+    return tuple(b if "." not in b else n for n, b in zip(names, bare, strict=True))
+
+
+def _denied(value: Any) -> tuple[str, ...]:
+    """As :func:`_operators`; a name that ONNX does not know would forbid nothing, so it is refused."""
+    import onnx
+
+    found = _operators(value)
+    known = {s.name for s in onnx.defs.get_all_schemas() if s.domain == ""}
+    wrong = [n for n in found if "." not in n and n not in known]
+    if wrong or not found:
+        near = closest(wrong[0], known) if wrong else ""
+        raise Unreadable(f"operators of ONNX, or of another domain as in com.microsoft.Gelu{near}")
+    return found
+
+
 def _versions(value: Any) -> dict[str, int]:
     if not isinstance(value, dict) or not value:
         raise Unreadable('a table of highest versions by domain, as in { "ai.onnx" = 21 }')
@@ -137,8 +157,8 @@ KEYS: tuple[Key, ...] = (
     Key("size.max_ratio", _positive, "bytes over the baseline's", compares=True),
     Key("memory.max", _bytes, 'peak memory that loading and running adds, as in "200MB"'),
     Key("memory.max_ratio", _positive, "that memory over the baseline's", compares=True),
-    Key("operators.allow", _names, "nothing but these; other domains are written com.microsoft.Gelu"),
-    Key("operators.deny", _names, "none of these"),
+    Key("operators.allow", _operators, "nothing but these; other domains are written com.microsoft.Gelu"),
+    Key("operators.deny", _denied, "none of these"),
     Key("operators.opsets", _versions, "highest opset of each domain; other domains are refused"),
     Key("operators.max_ir", _count, "highest IR version"),
     Key("coverage.min_nodes", _share, "share of the nodes that run on run.provider, by the runtime's profile"),

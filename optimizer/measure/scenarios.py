@@ -144,9 +144,11 @@ def _restart(part: _Part, load: Load, site: Site, seconds: float, seed: int) -> 
         with sessions.worker() as worker:
             pace = _begin(worker, part.contender, load, site)
             before = hardware.spent([worker.pid])
-            part.runs.append(_once(Asked(worker, load, pace, seconds, seed), part))
-            others = hardware.cores_of_others(before, hardware.spent([worker.pid]))
-            part.others += [others] if others is not None else []
+            try:
+                part.runs.append(_once(Asked(worker, load, pace, seconds, seed), part))
+            finally:  # most of all when no rate holds: others may be why
+                others = hardware.cores_of_others(before, hardware.spent([worker.pid]))
+                part.others += [others] if others is not None else []
     except (WorkerDied, CallFailed, Fault) as error:
         part.fails(error)
 
@@ -233,7 +235,8 @@ def _row(part: _Part, load: Load, site: Site, restarts: int) -> ScenarioRow:
     bound = load.bound_ms if load.scenario == "server" else None
     row = ScenarioRow(
         contender.name, load.scenario, contender.driver, site.provider, site.threads, load.together, judged,
-        unit=unit, bound_ms=bound, reason=part.reason, code=part.code, warnings=_fixed(contender.samples),
+        unit=unit, bound_ms=bound, reason=part.reason, code=part.code,
+        warnings=_fixed(contender.samples) + _crowded(part.others, site),
     )  # fmt: skip
     if part.reason or not part.runs:
         return row
@@ -250,7 +253,6 @@ def _row(part: _Part, load: Load, site: Site, restarts: int) -> ScenarioRow:
         verdict="INVALID" if "INVALID" in verdicts else lowest.verdict,
         checks={n: all(r.checks.get(n, False) for r in part.runs) for n in lowest.checks},
         warnings=row.warnings
-        + _crowded(part.others, site)
         + tuple(f"the state '{n}' is not finite at the end of a stream" for n in part.runs[-1].broken),
         others_cores=float(np.mean(part.others)) if part.others else None,
     )

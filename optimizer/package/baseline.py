@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from optimizer.faults import Fault, bad_input, usage
+from optimizer.faults import Fault, bad_input
 from optimizer.package.manifest import to_text
 
 Array = np.ndarray[Any, Any]
@@ -71,14 +71,14 @@ class Results:
 
 
 def read(path: Path) -> Results:
-    """Read a results file. Raises a :class:`Fault`: usage when there is none, bad input when it cannot be read."""
+    """Read a results file. Raises a :class:`Fault` (bad input) when there is none that can be read."""
     where = str(path)
     try:
         if path.stat().st_size > MOST_BYTES:
             raise bad_input("this is too large for a results file", where=where, code="bad-baseline")
         tree = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
-        raise usage("there is no such results file", where=where, hint="--write-baseline writes one") from error
+        raise bad_input("there is no such results file", where=where, hint="--write-baseline writes one") from error
     except OSError as error:
         raise bad_input(f"cannot be read: {error.strerror}", where=where) from error
     except ValueError as error:

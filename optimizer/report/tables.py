@@ -144,8 +144,8 @@ def ceilings(found: Ceilings) -> list[RenderableType]:
     rows = [
         ("products of floats", "MAC/s", [words.count(c.float_macs.value) for c in found.at]),
         ("products of int8", "MAC/s", [words.count(c.int8_macs.value if c.int8_macs else None) for c in found.at]),
-        ("reading memory", "B/s", [words.size(int(c.memory.value)) for c in found.at]),
-        ("reading caches", "B/s", [words.size(int(c.cached.value)) for c in found.at]),
+        ("reading memory", "per second", [words.size(int(c.memory.value)) for c in found.at]),
+        ("reading caches", "per second", [words.size(int(c.cached.value)) for c in found.at]),
         ("calling a model", "", [words.milliseconds(c.call_ms.value) for c in found.at]),
         ("each further node", "", [words.milliseconds(c.node_ms.value) for c in found.at]),
     ]

@@ -156,6 +156,8 @@ def _meaningless(path: Path, text: str) -> Fault:
     close = difflib.get_close_matches(text, wishes, n=1, cutoff=0.5)
     forms = "MODEL is file.onnx, package.module:factory, path/to/file.py:factory or sample:NAME"
     shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    if path.suffix == ".lathe":
+        return bad_input("there is no such artifact", where=shown)
     if close:
         found = f"{SAMPLE}{close[0]}" if close[0] in SAMPLES else close[0]
         return usage("there is no such model", where=shown, hint=f"Did you mean '{found}'? {forms}")

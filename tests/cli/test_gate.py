@@ -83,7 +83,10 @@ def test_reports_are_written_and_github_gets_its_own(
 
 def test_a_report_that_cannot_be_written_is_one_line(lathe: Lathe, asked: list[Any]) -> None:
     result = lathe("gate", "a.lathe", "--junit", "nowhere/j.xml")
-    assert result.exit_code == 5 and "nowhere/j.xml" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert result.exit_code == 2 and "nowhere" in result.stderr and len(result.stderr.splitlines()) == 1
+    result = lathe("gate", "a.lathe", "--write-baseline", "kept.txt")
+    assert result.exit_code == 2 and "ends in .json" in result.stderr
+    assert not asked, "said before anything is measured"
 
 
 def test_init_writes_a_policy_and_replaces_none_unasked(lathe: Lathe, asked: list[Any]) -> None:

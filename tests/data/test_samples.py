@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from optimizer.data.checks import from_arrays
 from optimizer.data.samples import cut
 from optimizer.data.synthetic import like, synthetic
+from optimizer.faults import Exit, Fault
 from passes.kit.model import Port
 
 X = Port("x", "FLOAT", ("batch", 3))
@@ -73,6 +74,19 @@ def test_inputs_with_different_fixed_first_axes_are_cut_each_by_its_own() -> Non
     assert np.array_equal(fed[0]["a"], numbered(8)[4:6])
     assert fed[0]["b"].tolist() == [6, 7, 8]
     assert np.array_equal(fed[1]["a"], numbered(8)[:2])
+
+
+def test_states_with_the_batch_behind_their_layers_are_not_cut_into_each_other() -> None:
+    ports = (Port("frames", "FLOAT", ("batch", 9)), Port("state", "FLOAT", (2, "batch", 3)))
+    frames, states = np.zeros((8, 9), np.float32), np.arange(48, dtype=np.float32).reshape(8, 2, 3)
+    with pytest.raises(Fault, match=r"state.* is not its first axis") as caught:
+        from_arrays({"frames": frames, "state": states}, ports)
+    assert "'state' as [samples, 2, 1, 3]" in caught.value.hint and caught.value.exit is Exit.BAD_INPUT
+    whole = from_arrays({"frames": frames[:, None], "state": states[:, :, None]}, ports)
+    feeds = [feed for feed, _ in whole.feeds(1)]
+    assert len(feeds) == 8 and (feeds[3]["state"] == states[3][:, None]).all()
+    fixed = from_arrays({"frames": frames, "state": states}, (ports[0], Port("state", "FLOAT", (2, "other", 3))))
+    assert fixed.batch == 2, "another name is another axis"
 
 
 def test_whole_feeds_of_several_rows_take_their_rows_of_labels() -> None:

@@ -11,9 +11,11 @@ from optimizer.records import Interval, Judgement, Latency, Measured, Step, Verd
 BASE = Measured(None, Latency(2.0, 1.9, 2.1, "cpu", 100), 1000)
 
 
-def step(label: str, speed: float, drop: float | None, size: int, word: Judgement = Judgement.ACCEPTED) -> Step:
+def step(
+    label: str, speed: float, drop: float | None, size: int, word: Judgement = Judgement.ACCEPTED, why: str = ""
+) -> Step:
     return Step(
-        label, label, Verdict(word, ""), speedup=Interval(speed, speed, speed), size_bytes=size,
+        label, label, Verdict(word, why), speedup=Interval(speed, speed, speed), size_bytes=size,
         drop=None if drop is None else Interval(drop, drop, drop),
         latency_ms=Latency(2.0 / speed, 1.0, 2.0, "cpu", 10),
     )  # fmt: skip
@@ -25,9 +27,17 @@ def names(*steps: Step, shipped: str = "") -> list[str]:
 
 def test_what_is_beaten_is_left_out() -> None:
     good, worse = step("good", 2.0, 0.01, 300), step("worse", 1.5, 0.02, 400)
-    small = step("small", 1.2, 0.5, 100, Judgement.REJECTED)
+    small = step("small", 1.2, 0.5, 100, Judgement.REJECTED, "quality: drop 0.5, allowed 0.1")
     assert names(good, worse, small) == ["good", "small", "source"]
     assert [p.holds for p in frontier((good, small), BASE)] == [True, False, True]
+
+
+def test_what_paid_for_nothing_met_the_budget_all_the_same() -> None:
+    useless = step("useless", 1.0, 0.0, 300, Judgement.REJECTED, "paid for nothing: 1.00x")
+    heavy = step("heavy", 3.0, 0.0, 2000, Judgement.REJECTED, "limit: size<=1kB: size is 2 kB")
+    assert {p.label: p.holds for p in frontier((useless, heavy), BASE)} == {
+        "useless": True, "heavy": False, "source": True,
+    }  # fmt: skip
 
 
 def test_what_was_not_timed_is_not_on_it() -> None:

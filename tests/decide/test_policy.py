@@ -69,6 +69,14 @@ VALUES: dict[str, Any] = {
 }
 
 
+def test_operators_of_onnx_have_one_name() -> None:
+    told = {"operators": {"deny": ["ai.onnx.Conv", "com.microsoft.Gelu", "ai.onnx.ml.ZipMap"]}}
+    assert Policy.from_toml(told)["operators.deny"] == ("Conv", "com.microsoft.Gelu", "ai.onnx.ml.ZipMap")
+    for wrong in (["conv"], ["Convv"], []):
+        with pytest.raises(Fault, match=r"operators.deny takes operators of ONNX"):
+            Policy.from_toml({"operators": {"deny": wrong}})
+
+
 def test_what_is_written_reads_back_and_names_every_key() -> None:
     text = write(VALUES, "Written from 'a.lathe'.")
     policy = parse(text)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
 
 from optimizer.measure.explain import forms
@@ -13,6 +16,7 @@ from passes.kit.model import Model
 from passes.quantize.quantize_dynamic import QuantizeDynamic
 from passes.quantize.quantize_static import QuantizeStatic
 from tests.measure.quantized import SITE, applied, chain, images, samples_of, store
+from tests.support.models import tree
 from tests.support.runtime import model, run
 
 assert store
@@ -109,6 +113,11 @@ def test_outputs_are_compared_and_remembered(store: Store, monkeypatch: pytest.M
     assert output_sqnr(floating, quantized, few, SITE, store) == pytest.approx(wanted, abs=1e-3)
     monkeypatch.setattr("optimizer.runtime.sessions.worker", lambda: pytest.fail("nothing is to be run"))
     assert output_sqnr(floating, quantized, few, SITE, store) == pytest.approx(wanted, abs=1e-3)
+
+
+def test_dicts_of_a_classifier_are_no_numbers_to_compare(tmp_path: Path, store: Store) -> None:
+    forest = Model.from_proto(onnx.load(tree(tmp_path / "tree.onnx")))
+    assert output_sqnr(forest, forest, samples_of(forest, X[:, :, 0, 0]), SITE, store) == MOST_DB
 
 
 def test_decibels_stay_numbers() -> None:

@@ -55,7 +55,7 @@ def test_what_is_garbled_is_refused(change: Callable[[dict[str, Any]], object], 
 def test_no_file_and_no_json(tmp_path: Path) -> None:
     with pytest.raises(Fault) as caught:
         baseline.read(tmp_path / "none.json")
-    assert caught.value.exit is Exit.USAGE
+    assert caught.value.exit is Exit.BAD_INPUT
     (tmp_path / "text.json").write_text("{")
     with pytest.raises(Fault, match="not readable JSON"):
         baseline.read(tmp_path / "text.json")
