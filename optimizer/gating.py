@@ -144,6 +144,8 @@ def hold(
         gate.ruled += first
         if left_out:
             gate.warnings.append(f"there is no baseline, so these were left out: {', '.join(left_out)}")
+        if policy["instructions.deployed_on"] is not None and policy["artifact.verify"] is None:
+            gate.warnings.append("what the artifact needs is its manifest's word: [artifact] verify = true checks it")
         _static(gate)
         if recording or policy.asks(*TIMED, "coverage", "quality"):
             _measured(gate, recording)
