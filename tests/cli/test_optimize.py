@@ -174,3 +174,10 @@ def test_only_a_real_terminal_is_live(monkeypatch: pytest.MonkeyPatch, ci: str, 
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     with watching() as watch:
         assert isinstance(watch, Live) is live
+
+
+def test_a_second_recipe_is_not_dropped_in_silence(lathe: Lathe, asked: list[Settings]) -> None:
+    for again in (("--recipe", "simplify"), ("--recipe=simplify",)):
+        result = lathe("optimize", "m.onnx", "--recipe", "tidy", *again)
+        assert result.exit_code == 2 and "only once" in result.stderr
+    assert not asked and lathe("optimize", "m.onnx", "--recipe", "tidy").exit_code == 0

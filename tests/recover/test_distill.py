@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from optimizer import recovering
 from optimizer.data.samples import Kind, Samples, Slicing
-from optimizer.faults import Fault
+from optimizer.faults import Fault, cannot
+from optimizer.plan import Settings, SourceRequest
+from optimizer.progress import Silent
 from optimizer.recover import distill as distilling
 from optimizer.recover.distill import FITTED_RATE, Distilled, Lesson, Room, common, distill
 from optimizer.recover.graph import torch_graph, with_weights
@@ -211,3 +216,19 @@ def test_codes_stay_what_they_are_until_they_are_trained(bits: int) -> None:
 )
 def test_what_was_refitted_is_trained_gently(made_by: str, rate: float | None) -> None:
     assert rate_behind(Recipe.parse(made_by) if made_by else Recipe()) == rate
+
+
+def test_what_cannot_be_trained_is_told_and_what_was_found_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    bench = SimpleNamespace(
+        watch=Silent(), settings=Settings(SourceRequest("")), source=SimpleNamespace(model=None), splits=None
+    )
+    climb: Any = SimpleNamespace(bench=bench, warn=said.append)
+
+    def refuse(*_: object) -> None:
+        raise cannot("ConvTranspose cannot be trained", code=distilling.NOT_TRAINABLE)
+
+    monkeypatch.setattr(recovering, "distill", refuse)
+    monkeypatch.setattr(recovering, "_room", lambda _: None)
+    recovering._teach(climb, Model.__new__(Model), Recipe(), "narrow", [])
+    assert said == ["'narrow' is not trained: ConvTranspose cannot be trained"]
